@@ -1,0 +1,1 @@
+//! People look: the management API.

@@ -1,0 +1,1 @@
+//! It goes out: filter, view, render, sign, attempt, verdict, settle.

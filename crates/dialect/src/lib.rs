@@ -1,0 +1,1 @@
+//! How a delivery is said: the dialects, their names, views, bodies and headers. Pure.

@@ -1,0 +1,132 @@
+//! One event on its way to one subscription, as it stands in our queues.
+//!
+//! The hop from router to deliverer carries bundles: several events, several recipients each. A
+//! retry is a bundle of one event and one recipient, and carries the event itself, so that no
+//! look-up can fail.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::Event,
+    id::{DeadLetterId, DeliveryId, EventId, SubscriptionId, Tenant},
+    reason::{AttemptError, DeadReason},
+};
+
+/// What one parcel on the deliver queue holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bundle {
+    /// The events, in the order they were routed.
+    pub items: Vec<Item>,
+}
+
+/// One event and whom it goes to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Item {
+    /// The event.
+    pub event: Arc<Event>,
+    /// When it was accepted by the router; the start of `postrider_event_to_first_attempt_seconds`.
+    pub accepted_at: Timestamp,
+    /// The revision of the subscriptions that the router matched against. A deliverer that knows
+    /// an older one cannot tell a new subscription from a deleted one, and must catch up first.
+    pub revision: u64,
+    /// The subscriptions that matched, each at most once.
+    pub to: Vec<Recipient>,
+}
+
+/// One delivery: where it goes and what has happened to it so far.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recipient {
+    /// The subscription. Its URL and secrets never enter a queue.
+    #[serde(rename = "sub")]
+    pub subscription: SubscriptionId,
+    /// Attempts made so far in this run. Parking is not an attempt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts: u32,
+    /// How often the delivery has been redriven by a person.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub run: u32,
+    /// How often in a row it was parked: the endpoint could not take it, or is paused.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub parked: u32,
+    /// When the next attempt is due by the schedule; `None` is at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Timestamp>,
+    /// The latest attempts, oldest first, at most [`HISTORY_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<AttemptRecord>,
+}
+
+/// How many attempts a delivery remembers in its parcel.
+pub const HISTORY_MAX: usize = 32;
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl Recipient {
+    /// A first delivery to `subscription`.
+    pub fn first(subscription: SubscriptionId) -> Self {
+        Self { subscription, attempts: 0, run: 0, parked: 0, due: None, history: Vec::new() }
+    }
+}
+
+/// One attempt, in brief: small enough to travel with the delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// 1 for the first.
+    pub number: u32,
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+    /// The response's status, where one came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// What went wrong; `None` is success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<AttemptError>,
+    /// A short explanation for people, without payload or secret, at most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The first bytes of the response's body as text, escaped, at most 1 KiB; only the last
+    /// attempt keeps it while the delivery travels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+}
+
+/// A delivery that will not be tried again, as it stands on `postrider.dead` and in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Derived from delivery and run.
+    pub id: DeadLetterId,
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// The event's id.
+    pub event_id: EventId,
+    /// Whom it was for.
+    pub subscription_id: SubscriptionId,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub kind: crate::event::EventType,
+    /// Why it died.
+    pub reason: DeadReason,
+    /// One sentence for people.
+    pub detail: String,
+    /// Attempts made in the last run.
+    pub attempts: u32,
+    /// Which run died: 0 the first, one more for each redrive.
+    pub run: u32,
+    /// When it died.
+    pub died_at: Timestamp,
+    /// When the event was accepted.
+    pub accepted_at: Timestamp,
+    /// The attempts, oldest first, the last with the response's first bytes.
+    pub history: Vec<AttemptRecord>,
+    /// The event itself, so that a redrive needs nothing else.
+    pub event: Arc<Event>,
+}

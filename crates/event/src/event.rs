@@ -1,0 +1,140 @@
+//! The event, as contract section 1 has it, and its type.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
+
+use crate::id::{BadId, EventId, Tenant};
+
+/// The largest event, in bytes, as published: 256 KiB.
+pub const EVENT_BYTES_MAX: usize = 256 * 1024;
+
+/// One thing that happened, as published.
+///
+/// Built by [`crate::admission`] from untrusted bytes; deserialized directly only from our own
+/// queues. `data`, `changes` and `details` are kept byte for byte.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Unique per tenant.
+    pub id: EventId,
+    /// Whose event it is.
+    pub tenant: Tenant,
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: EventType,
+    /// When it happened; the time of acceptance where the publisher gave none.
+    pub time: Timestamp,
+    /// The resource's own id or ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Subject>,
+    /// The resource's status after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// The resource's status before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_status: Option<String>,
+    /// Grows with each change of the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// After this an undelivered webhook is worthless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// The full view: the whole record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
+    /// The basic view: only what was saved. A JSON object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Box<RawValue>>,
+    /// The extended view: the record with everything around it. A JSON object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<RawValue>>,
+}
+
+impl Event {
+    /// Whether the status is known to have changed: the action says so, or before and after differ.
+    pub fn status_changed(&self) -> bool {
+        self.kind.action() == "status_changed"
+            || matches!((&self.previous_status, &self.status), (Some(before), Some(after)) if before != after)
+    }
+}
+
+/// `entity.action`, both lower snake case; after `custom.` the action keeps its own case.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventType {
+    text: Box<str>,
+    dot: usize,
+}
+
+/// The longest event type, in bytes.
+pub const TYPE_BYTES_MAX: usize = 128;
+
+/// The grammar of an event type, for messages.
+pub const TYPE_GRAMMAR: &str = "`entity.action`, both of a-z 0-9 _ and beginning with a letter, such as `appointment.created`, or `custom.anyName`; at most 128 bytes";
+
+impl EventType {
+    /// Parses `entity.action`, or says what the grammar is.
+    pub fn parse(text: &str) -> Result<Self, BadId> {
+        let wrong = || BadId(format!("must be {TYPE_GRAMMAR}"));
+        let (entity, action) = text.split_once('.').ok_or_else(wrong)?;
+        let snake = |word: &str| {
+            word.starts_with(|c: char| c.is_ascii_lowercase())
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let own_case = |word: &str| {
+            word.starts_with(|c: char| c.is_ascii_alphabetic())
+                && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        };
+        let action_fits = if entity == "custom" { own_case(action) } else { snake(action) };
+        if text.len() > TYPE_BYTES_MAX || !snake(entity) || !action_fits {
+            return Err(wrong());
+        }
+        Ok(Self { text: text.into(), dot: entity.len() })
+    }
+
+    /// What it happened to.
+    pub fn entity(&self) -> &str {
+        &self.text[..self.dot]
+    }
+
+    /// What happened to it.
+    pub fn action(&self) -> &str {
+        &self.text[self.dot + 1..]
+    }
+
+    /// The whole, which is also the AMQP routing key.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Serialize for EventType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+/// The resource's own id or ids: a string, a number, or an array of those, as published.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Subject(pub Box<RawValue>);

@@ -1,0 +1,164 @@
+//! Identifiers, each its own type, parsed at the edge and never a bare `String` inside.
+
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Why a text is not an identifier of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadId(pub String);
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $check:path) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Parses the text, or says what is wrong with it.
+            pub fn parse(text: &str) -> Result<Self, BadId> {
+                $check(text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// The identifier as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                Self::parse(&text).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// Unique per tenant; the dedup key and the `webhook-id`. 1 to 128 visible ASCII, no `.`, because
+    /// the signature scheme joins id, timestamp and body with dots.
+    EventId,
+    check_event_id
+);
+text_id!(
+    /// Whose event or subscription it is: 1 to 128 of `A-Za-z0-9_-:`.
+    Tenant,
+    check_tenant
+);
+text_id!(
+    /// `sub_` and 32 hex digits (a UUIDv7), made by us.
+    SubscriptionId,
+    check_own_id
+);
+text_id!(
+    /// `dlv_` and 32 hex digits, derived from tenant, event and subscription: the same on every
+    /// attempt, every redelivery and every process.
+    DeliveryId,
+    check_own_id
+);
+text_id!(
+    /// `dl_` and 32 hex digits, derived from a delivery and its run: recording one twice is one.
+    DeadLetterId,
+    check_own_id
+);
+text_id!(
+    /// The public part of an API token, `pr_<id>_<secret>`.
+    TokenId,
+    check_own_id
+);
+
+fn check_event_id(text: &str) -> Result<(), BadId> {
+    if text.is_empty() || text.len() > 128 {
+        return Err(BadId(format!("must be 1 to 128 characters, got {}", text.chars().count())));
+    }
+    if text.contains('.') {
+        return Err(BadId("must not contain `.` (the signature scheme joins with dots)".into()));
+    }
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(BadId("must be visible ASCII without spaces".into()));
+    }
+    Ok(())
+}
+
+fn check_tenant(text: &str) -> Result<(), BadId> {
+    if text.is_empty() || text.len() > 128 {
+        return Err(BadId(format!("must be 1 to 128 characters, got {}", text.chars().count())));
+    }
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b':')) {
+        return Err(BadId("must be of `A-Za-z0-9_-:`".into()));
+    }
+    Ok(())
+}
+
+fn check_own_id(text: &str) -> Result<(), BadId> {
+    let fits = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if fits { Ok(()) } else { Err(BadId("not an identifier of ours".into())) }
+}
+
+impl SubscriptionId {
+    /// A fresh identifier, growing with time.
+    pub fn fresh() -> Self {
+        Self(format!("sub_{}", uuid::Uuid::now_v7().simple()).into())
+    }
+}
+
+impl EventId {
+    /// A fresh identifier for an event that came without one: a UUIDv7.
+    pub fn fresh() -> Self {
+        Self(uuid::Uuid::now_v7().to_string().into())
+    }
+}
+
+impl DeliveryId {
+    /// The delivery of one event to one subscription.
+    pub fn of(tenant: &Tenant, event: &EventId, subscription: &SubscriptionId) -> Self {
+        let parts = [tenant.as_str(), event.as_str(), subscription.as_str()];
+        Self(derived("dlv_", &parts).into())
+    }
+}
+
+impl DeadLetterId {
+    /// The dead letter of one run (0 = the first; each redrive begins another) of a delivery.
+    pub fn of(delivery: &DeliveryId, run: u32) -> Self {
+        Self(derived("dl_", &[delivery.as_str(), &run.to_string()]).into())
+    }
+}
+
+/// 128 bits over length-prefixed parts, so that no two lists of parts run together.
+fn derived(prefix: &str, parts: &[&str]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let hex = hasher.finalize().to_hex();
+    format!("{prefix}{}", &hex[..32])
+}

@@ -1,0 +1,207 @@
+//! A subscription: who wants what, written how, sent where.
+//!
+//! [`Subscription`] is valid by construction: it is made by [`parse_new`] and [`parse_patch`] from
+//! what a person wrote, or read back from our own store. It holds no secret; those are
+//! [`crate::secret::SigningKeys`], kept beside it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fault::Refusal,
+    id::{SubscriptionId, Tenant},
+    retry::RetryPolicy,
+    selector::Selector,
+    target::TargetRules,
+};
+
+/// Who wants what, written how, sent where. Serializes as contract section 4 shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// Made by us.
+    pub id: SubscriptionId,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// For people; may be empty; at most 200 characters.
+    pub name: String,
+    /// Where deliveries go: checked and normalised by [`crate::target`].
+    pub target_url: String,
+    /// How deliveries are written.
+    pub dialect: String,
+    /// What it listens to; never empty, at most 100 entries.
+    pub events: Vec<Selector>,
+    /// What it does not want of that. Applied in the deliverer.
+    pub filter: FilterSpec,
+    /// How much of the record is sent.
+    pub view: View,
+    /// Sent along with every delivery. Values may be credentials: the API shows them as `***`.
+    pub headers: BTreeMap<String, String>,
+    /// Free words that dialects may use (`site_name`, …).
+    pub attributes: BTreeMap<String, String>,
+    /// How it is sent.
+    pub delivery: DeliverySpec,
+    /// Whether deliveries are made or held.
+    pub state: SubscriptionState,
+    /// Why we disabled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The store's revision of its last change: grows over all subscriptions together.
+    pub revision: u64,
+}
+
+/// Whether deliveries are made or held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscriptionState {
+    /// Deliveries are made.
+    Active,
+    /// A person paused it; what matches is held.
+    Paused,
+    /// We disabled it; what matches is held.
+    Disabled,
+}
+
+/// How much of the record is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// Only what was saved: `changes`.
+    Basic,
+    /// The whole record: `data`.
+    #[default]
+    Full,
+    /// The record with everything around it: `details`.
+    Extended,
+}
+
+/// The clauses of a filter as a person writes them. Every clause given must hold; an empty list
+/// means all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterSpec {
+    /// `created`, `updated`: which actions are wanted.
+    pub actions: Vec<String>,
+    /// Compared with the new status.
+    pub statuses: Vec<String>,
+    /// Any of these must be a key of `changes`.
+    pub changed_fields: Vec<String>,
+    /// A CEL expression over `event`, at most 1 KiB and 16 levels.
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub expression: Option<String>,
+}
+
+/// How deliveries are sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeliverySpec {
+    /// Total time of one attempt, from connecting to the last byte read; 1 s to 30 s.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// How many attempts may be under way at once per process; 1 to 256.
+    pub max_in_flight: u32,
+    /// `N/s`: how many attempts may begin each second per process; `None` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// In which order retries may overtake.
+    pub ordering: Ordering,
+}
+
+impl Default for DeliverySpec {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(20),
+            retry: RetryPolicy::default(),
+            max_in_flight: 16,
+            rate_limit: None,
+            ordering: Ordering::None,
+        }
+    }
+}
+
+/// Attempts per second, written `50/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RateLimit {
+    /// 1 to 10 000.
+    pub per_second: u32,
+}
+
+impl TryFrom<String> for RateLimit {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("must be `N/s` with N from 1 to 10000, got {text:?}");
+        let number = text.strip_suffix("/s").ok_or_else(wrong)?;
+        let per_second = number.parse().map_err(|_| wrong())?;
+        if (1..=10_000).contains(&per_second) { Ok(Self { per_second }) } else { Err(wrong()) }
+    }
+}
+
+impl From<RateLimit> for String {
+    fn from(limit: RateLimit) -> Self {
+        format!("{}/s", limit.per_second)
+    }
+}
+
+/// In which order retries may overtake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ordering {
+    /// Any order.
+    #[default]
+    None,
+}
+
+/// What a new subscription is checked against.
+#[derive(Debug, Clone)]
+pub struct Rules<'a> {
+    /// Where deliveries may go.
+    pub target: &'a TargetRules,
+    /// The dialects there are.
+    pub dialects: &'a [&'a str],
+    /// The tenant the caller is bound to; `None` makes `tenant` a required field.
+    pub tenant: Option<&'a Tenant>,
+}
+
+/// Reads what a person wrote to create a subscription. All faults are named at once. `id`, `state`,
+/// `revision` and the times are not theirs to give. The caller supplies `now`; the revision is the
+/// store's to set and begins as 0. The standard keys are those of contract section 4, and
+/// `signing`, see [`SigningChoice`].
+pub fn parse_new(
+    body: &[u8],
+    rules: &Rules<'_>,
+    now: Timestamp,
+) -> Result<(Subscription, SigningChoice), Refusal> {
+    let _ = (body, rules, now);
+    todo!("event: subscription parsing")
+}
+
+/// Applies a JSON merge patch (RFC 7396) that a person wrote to a subscription. A header whose
+/// value is `***` (as we show it) keeps its value; a change of the target's host drops all custom
+/// headers that the patch does not send again (their values would otherwise leak to another host).
+pub fn parse_patch(
+    body: &[u8],
+    current: &Subscription,
+    rules: &Rules<'_>,
+    now: Timestamp,
+) -> Result<Subscription, Refusal> {
+    let _ = (body, current, rules, now);
+    todo!("event: subscription patching")
+}
+
+/// Which signatures a new subscription gets: `"signing": ["v1"]` (the default), `["v1a"]`, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SigningChoice {
+    /// HMAC-SHA256.
+    pub v1: bool,
+    /// ed25519.
+    pub v1a: bool,
+}

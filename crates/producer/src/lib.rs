@@ -1,0 +1,1 @@
+//! It comes in: the publishing library and the HTTP intake.

@@ -1,0 +1,1 @@
+//! It is remembered: drains dead letters and quarantine into the store.

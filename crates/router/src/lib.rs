@@ -1,0 +1,1 @@
+//! Who wants it: the match table, routing, fan-out.
