@@ -1,0 +1,70 @@
+//! From messages on the dead and quarantine queues to rows. Pure.
+
+use broker::Received;
+use event::{delivery::DeadLetter, reason::QuarantineReason};
+use jiff::Timestamp;
+use store::Quarantined;
+
+/// A dead letter as a deliverer wrote it, or why it cannot be read.
+pub(crate) fn dead_letter(message: &Received) -> Result<DeadLetter, String> {
+    serde_json::from_slice(&message.body).map_err(|error| {
+        format!("a message on the dead-letter queue is not a dead letter of ours: {error}")
+    })
+}
+
+/// A message that came to quarantine, with the reason its headers give. One without them came by
+/// the broker's own hand: nothing was bound where it should have gone, or it was handed out too
+/// often.
+pub(crate) fn quarantined(message: &Received, now: Timestamp) -> Quarantined {
+    let header = |wanted: &str| {
+        message
+            .headers
+            .iter()
+            .find(|(name, _)| name == wanted)
+            .map(|(_, value)| value.as_str())
+    };
+    let reason = header("x-postrider-reason").and_then(QuarantineReason::from_word);
+    let detail = header("x-postrider-detail").unwrap_or(
+        "the broker could not route this message, or gave it up after too many redeliveries",
+    );
+    let first_seen = header("x-postrider-first-seen").and_then(|text| text.parse().ok());
+    let source = header("x-postrider-source").unwrap_or(&message.source);
+    row(
+        message,
+        reason.unwrap_or(QuarantineReason::HandlerFailed),
+        detail,
+        first_seen.unwrap_or(now),
+        source,
+    )
+}
+
+/// A message on one of our own queues that we cannot read.
+pub(crate) fn unreadable(message: &Received, detail: String, now: Timestamp) -> Quarantined {
+    row(
+        message,
+        QuarantineReason::HandlerFailed,
+        &detail,
+        now,
+        &message.source,
+    )
+}
+
+fn row(
+    message: &Received,
+    reason: QuarantineReason,
+    detail: &str,
+    first_seen: Timestamp,
+    source: &str,
+) -> Quarantined {
+    let id = Quarantined::id_for(&message.body, reason, source, message.message_id.as_deref());
+    Quarantined {
+        id,
+        reason,
+        detail: detail.to_owned(),
+        first_seen,
+        source: source.to_owned(),
+        message_id: message.message_id.clone(),
+        content_type: message.content_type.clone(),
+        body: message.body.to_vec(),
+    }
+}

@@ -1,0 +1,98 @@
+//! From a message on the inbox to its events, or to its quarantine. Pure, but for the message.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use broker::{BATCH_KEY, Parcel, Received, Route};
+use event::{
+    Event,
+    admission::{self, Envelope},
+    fault::Refusal,
+    reason::QuarantineReason,
+};
+use jiff::Timestamp;
+
+/// Why a message is not events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    pub(crate) reason: QuarantineReason,
+    pub(crate) detail: String,
+}
+
+/// The header by which our own intake says that it has counted an event already.
+pub(crate) const VIA_HEADER: &str = "x-postrider-via";
+
+/// Reads the events of a message: one, or several where our own intake published a batch.
+pub(crate) fn admit(message: &Received, now: Timestamp) -> Result<Vec<Event>, Unfit> {
+    if let Some(encoding) = message.content_encoding.as_deref()
+        && !matches!(encoding, "" | "identity" | "utf-8" | "UTF-8")
+    {
+        return Err(Unfit {
+            reason: QuarantineReason::UnsupportedEncoding,
+            detail: format!("content encoding {encoding:?} is not accepted; publish plain JSON"),
+        });
+    }
+    let envelope = Envelope {
+        now,
+        message_id: message.message_id.as_deref(),
+        tenant: None,
+        fresh_id: None,
+    };
+    // The scanner bounds every input, so a panic would be a bug of ours; it must cost one message
+    // and never the process, which would meet the same message again after each restart.
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        if is_batch(message) {
+            admission::admit_many(
+                &message.body,
+                false,
+                &Envelope {
+                    message_id: None,
+                    ..envelope
+                },
+            )
+        } else {
+            admission::admit(&message.body, &envelope).map(|event| vec![event])
+        }
+    }));
+    match read {
+        Ok(Ok(events)) => Ok(events),
+        Ok(Err(refusal)) => Err(unfit(&refusal)),
+        Err(_) => Err(Unfit {
+            reason: QuarantineReason::HandlerFailed,
+            detail: "reading this message panicked; please report it with the message".into(),
+        }),
+    }
+}
+
+fn is_batch(message: &Received) -> bool {
+    message.source.rsplit('/').next() == Some(BATCH_KEY)
+}
+
+fn unfit(refusal: &Refusal) -> Unfit {
+    let mut detail = refusal.detail.clone();
+    for fault in refusal.faults.iter().take(20) {
+        detail.push_str(&format!("; {}: {}", fault.pointer, fault.message));
+    }
+    Unfit {
+        reason: admission::quarantine_reason(refusal),
+        detail,
+    }
+}
+
+/// The message as it goes to quarantine: body unchanged, the reason in headers.
+pub(crate) fn quarantine(message: &Received, unfit: &Unfit, now: Timestamp) -> Parcel {
+    // Header values are for people; one that is too long would not fit a frame.
+    let detail: String = unfit.detail.chars().take(1_000).collect();
+    Parcel {
+        route: Route::Quarantine,
+        message_id: message.message_id.clone().unwrap_or_default(),
+        content_type: message.content_type.clone(),
+        content_encoding: message.content_encoding.clone(),
+        headers: vec![
+            ("x-postrider-reason".into(), unfit.reason.word().into()),
+            ("x-postrider-detail".into(), detail),
+            ("x-postrider-first-seen".into(), now.to_string()),
+            ("x-postrider-source".into(), message.source.clone()),
+        ],
+        body: message.body.clone(),
+    }
+}

@@ -1,0 +1,257 @@
+//! What is ready at once goes as one parcel.
+//!
+//! A bundle costs the broker about as much as a single delivery, so the more are waiting the fuller
+//! it gets; when traffic is low each goes alone, at once. An event with very many recipients is
+//! cut into parts, and its source message is acknowledged after the last part's confirm.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use broker::Ticket;
+use event::{
+    Event, SubscriptionId,
+    delivery::{Bundle, Item, Recipient},
+};
+use jiff::Timestamp;
+
+/// The message some parts were made from. Acknowledged when the last of them is confirmed.
+#[derive(Debug)]
+pub(crate) struct Source {
+    ticket: std::sync::Mutex<Option<Ticket>>,
+    open: AtomicUsize,
+}
+
+impl Source {
+    pub(crate) fn new(ticket: Ticket) -> Arc<Self> {
+        Arc::new(Self {
+            ticket: std::sync::Mutex::new(Some(ticket)),
+            open: AtomicUsize::new(1),
+        })
+    }
+
+    fn hold(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One part, or the reading of the message itself, is done with.
+    pub(crate) fn release(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let ticket = self
+                .ticket
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .take();
+            if let Some(ticket) = ticket {
+                ticket.ack();
+            }
+        }
+    }
+}
+
+/// A part of a bundle to be, and where it came from.
+#[derive(Debug)]
+struct Part {
+    item: Item,
+    bytes: usize,
+    source: Arc<Source>,
+}
+
+/// Parts waiting to be sent, oldest first.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    parts: VecDeque<Part>,
+    deliveries_max: usize,
+    bytes_max: usize,
+}
+
+/// What one bundle holds and which messages wait for its confirm.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) bundle: Bundle,
+    pub(crate) deliveries: usize,
+    pub(crate) sources: Vec<Arc<Source>>,
+}
+
+impl Waiting {
+    pub(crate) fn new(deliveries_max: usize, bytes_max: usize) -> Self {
+        Self {
+            parts: VecDeque::new(),
+            deliveries_max: deliveries_max.max(1),
+            bytes_max,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Adds an event with everybody it goes to, in parts no larger than a bundle may be.
+    pub(crate) fn add(
+        &mut self,
+        event: Event,
+        to: Vec<SubscriptionId>,
+        revision: u64,
+        accepted_at: Timestamp,
+        source: &Arc<Source>,
+    ) {
+        let event = Arc::new(event);
+        let bytes = size_of_event(&event);
+        let mut to = to.into_iter().map(Recipient::first).peekable();
+        while to.peek().is_some() {
+            source.hold();
+            let to: Vec<_> = to.by_ref().take(self.deliveries_max).collect();
+            let bytes = bytes + to.len() * RECIPIENT_BYTES;
+            let item = Item {
+                event: event.clone(),
+                accepted_at,
+                revision,
+                to,
+            };
+            self.parts.push_back(Part {
+                item,
+                bytes,
+                source: source.clone(),
+            });
+        }
+    }
+
+    /// The next bundle: as many whole parts as fit, at least one.
+    pub(crate) fn pack(&mut self) -> Option<Packed> {
+        let first = self.parts.pop_front()?;
+        let (mut deliveries, mut bytes) = (first.item.to.len(), first.bytes);
+        let (mut items, mut sources) = (vec![first.item], vec![first.source]);
+        while let Some(next) = self.parts.front() {
+            if deliveries + next.item.to.len() > self.deliveries_max
+                || bytes + next.bytes > self.bytes_max
+            {
+                break;
+            }
+            deliveries += next.item.to.len();
+            bytes += next.bytes;
+            if let Some(part) = self.parts.pop_front() {
+                items.push(part.item);
+                sources.push(part.source);
+            }
+        }
+        Some(Packed {
+            bundle: Bundle { items },
+            deliveries,
+            sources,
+        })
+    }
+}
+
+/// About what a recipient adds to a bundle: `{"sub":"sub_` and 32 hex digits.
+const RECIPIENT_BYTES: usize = 48;
+
+/// About what an event adds to a bundle: exact for what may be large.
+fn size_of_event(event: &Event) -> usize {
+    let views = [&event.data, &event.changes, &event.details];
+    let views: usize = views
+        .into_iter()
+        .flatten()
+        .map(|view| view.get().len())
+        .sum();
+    512 + views
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use broker::Settle;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Acked(Arc<AtomicBool>);
+
+    impl Settle for Acked {
+        fn ack(self: Box<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+        fn give_back(self: Box<Self>) {}
+    }
+
+    fn source() -> (Arc<Source>, Arc<AtomicBool>) {
+        let acked = Arc::new(AtomicBool::new(false));
+        (
+            Source::new(Ticket::new(Box::new(Acked(acked.clone())))),
+            acked,
+        )
+    }
+
+    fn event(data_bytes: usize) -> Event {
+        let text = format!(
+            r#"{{"id":"e","tenant":"t","type":"a.b","time":"2026-01-01T00:00:00Z","data":"{}"}}"#,
+            "x".repeat(data_bytes)
+        );
+        serde_json::from_str(&text).expect("an event")
+    }
+
+    fn ids(count: usize) -> Vec<SubscriptionId> {
+        (0..count)
+            .map(|n| SubscriptionId::parse(&format!("sub_{n}")).expect("an id"))
+            .collect()
+    }
+
+    #[test]
+    fn small_parts_share_a_bundle_up_to_its_bounds() {
+        let mut waiting = Waiting::new(4, 1 << 20);
+        let now = Timestamp::UNIX_EPOCH;
+        for count in [1, 2, 2, 1] {
+            let (source, _) = source();
+            waiting.add(event(10), ids(count), 1, now, &source);
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| waiting.pack())
+            .map(|packed| packed.deliveries)
+            .collect();
+        assert_eq!(sizes, [3, 3]);
+    }
+
+    #[test]
+    fn large_events_do_not_share() {
+        let mut waiting = Waiting::new(100, 1000);
+        for _ in 0..2 {
+            let (source, _) = source();
+            waiting.add(event(900), ids(1), 1, Timestamp::UNIX_EPOCH, &source);
+        }
+        assert_eq!(std::iter::from_fn(|| waiting.pack()).count(), 2);
+    }
+
+    #[test]
+    fn a_source_is_acked_after_its_last_part_and_not_before() {
+        let mut waiting = Waiting::new(10, 1 << 20);
+        let (source, acked) = source();
+        waiting.add(event(10), ids(25), 1, Timestamp::UNIX_EPOCH, &source);
+        source.release();
+        let bundles: Vec<_> = std::iter::from_fn(|| waiting.pack()).collect();
+        assert_eq!(bundles.len(), 3);
+        let recipients: usize = bundles
+            .iter()
+            .flat_map(|packed| &packed.bundle.items)
+            .map(|item| item.to.len())
+            .sum();
+        assert_eq!(recipients, 25);
+        for (confirmed, packed) in bundles.iter().enumerate() {
+            assert!(
+                !acked.load(Ordering::SeqCst),
+                "acked after {confirmed} of 3"
+            );
+            packed.sources.iter().for_each(|source| source.release());
+        }
+        assert!(acked.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_source_nobody_wants_is_acked_at_once() {
+        let (source, acked) = source();
+        source.release();
+        assert!(acked.load(Ordering::SeqCst));
+    }
+}
