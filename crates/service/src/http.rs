@@ -1,0 +1,143 @@
+//! HTTP as all our listeners speak it: problem answers, bodies with a bound, a server that a slow
+//! or huge client cannot hold.
+
+mod guard;
+mod problem;
+mod serve;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use axum::body::{self, Body};
+use bytes::Bytes;
+use bytesize::ByteSize;
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+pub use problem::{FieldError, Problem};
+pub use serve::{BindError, bind, serve, shell};
+
+/// `[api]` of the settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the API answers; default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// The largest body of a request, for batches of events; default `4MiB`, 256 KiB to 64 MiB.
+    pub body_max: ByteSize,
+    /// How many connections may be open at once; default 1024, 1 to 65 536. One more waits.
+    pub connections_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            body_max: ByteSize::mib(4),
+            connections_max: 1024,
+        }
+    }
+}
+
+/// What a listener allows a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// From the first byte of a request (or the connection's opening) to the end of its headers.
+    pub header_timeout: Duration,
+    /// How long a connection may lie between two requests.
+    pub idle_timeout: Duration,
+    /// From the end of the headers to the answer.
+    pub request_timeout: Duration,
+    /// How many connections may be open at once; one more waits.
+    pub connections_max: usize,
+    /// The largest header block, in bytes.
+    pub header_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(30),
+            connections_max: 1024,
+            header_bytes_max: 32 * 1024,
+        }
+    }
+}
+
+impl From<&Settings> for Limits {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            connections_max: settings.connections_max,
+            ..Self::default()
+        }
+    }
+}
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Reads a body of at most `max` bytes. A larger one is 413 without being read, where it says its
+/// length; a slow one is 408.
+pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let detail = format!("the body may have at most {max} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    };
+    let told = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    if told
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: u64| length > max as u64)
+    {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, body::to_bytes(body, max)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if over_limit(&error) => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "body_broken",
+            "the body ended before its end",
+        )),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_timeout",
+            format!(
+                "the body did not arrive within {} s",
+                BODY_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+/// Whether the limit was what ended the reading. Its error type is not ours to name without one
+/// more dependency; its text is fixed.
+fn over_limit(error: &axum::Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if error.to_string() == "length limit exceeded" {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The token of `Authorization: Bearer TOKEN`, where there is exactly one such header.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (first, None) = (given.next()?, given.next()) else {
+        return None;
+    };
+    let (scheme, token) = first.to_str().ok()?.split_once(' ')?;
+    let token = token.trim_matches(' ');
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! The server: hyper over a bounded number of guarded connections, drained when asked to stop.
+
+use std::{
+    convert::Infallible,
+    hash::{BuildHasher, RandomState},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderName, HeaderValue, StatusCode};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Limits, Problem,
+    guard::{Guarded, Progress},
+};
+
+/// Names a request in our answer and in our log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// After a failed accept (usually no file descriptors left): long enough for one to come free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: cannot listen on {address}: {source}")]
+pub struct BindError {
+    /// The settings' key that names the address.
+    pub key: &'static str,
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Opens a listener for the address that `key` of the settings names.
+pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BindError {
+            key,
+            address,
+            source,
+        })
+}
+
+/// Serves until `stop`, then takes no more connections, finishes the requests under way and
+/// returns. Bound the wait from outside if need be; no request takes longer than its timeout.
+pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: CancellationToken) {
+    let app = shell(app, limits.request_timeout);
+    let room = Arc::new(Semaphore::new(limits.connections_max.max(1)));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let next = async {
+            // Room first: what we cannot serve waits in the kernel's queue, not in our memory.
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        // The semaphore is never closed.
+        let Ok(permit) = permit else { break };
+        match accepted {
+            Ok((stream, _)) => connect(stream, permit, app.clone(), &limits, &graceful),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+fn connect(
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    app: Router,
+    limits: &Limits,
+    graceful: &GracefulShutdown,
+) {
+    // Answers are small and whole: waiting to fill a segment only costs latency.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was not set");
+    }
+    let progress = Arc::new(Progress::default());
+    let io = TokioIo::new(Guarded::new(stream, limits, Arc::clone(&progress)));
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let under_way = progress.begin();
+        let answer = app.call(request.map(Body::new));
+        async move {
+            let answer: Result<Response, Infallible> = answer.await;
+            drop(under_way);
+            answer
+        }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new());
+    // The guard has both timeouts.
+    server.header_read_timeout(None);
+    server.max_buf_size(limits.header_bytes_max.max(8192));
+    let connection = graceful.watch(server.serve_connection(io, service));
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+        drop(permit);
+    });
+}
+
+/// What every API of ours has around its routes: 404 and 405 as problems, a request id, a
+/// timeout. [`serve`] puts it on.
+pub fn shell(app: Router, request_timeout: Duration) -> Router {
+    let ids = Arc::new(RequestIds::default());
+    app.fallback(|| async { Problem::not_found() })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route does not have that method; `Allow` names those it has",
+            )
+        })
+        .layer(middleware::from_fn(move |request, next| {
+            around(Arc::clone(&ids), request_timeout, request, next)
+        }))
+}
+
+async fn around(ids: Arc<RequestIds>, timeout: Duration, request: Request, next: Next) -> Response {
+    let id = ids.of(&request);
+    let started = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = tokio::time::timeout(timeout, next.run(request))
+        .await
+        .unwrap_or_else(|_| {
+            Problem::unavailable(
+                "timeout",
+                format!("no answer within {} s", timeout.as_secs()),
+            )
+            .into_response()
+        });
+    let status = response.status().as_u16();
+    let ms = started.elapsed().as_millis();
+    if response.status().is_server_error() {
+        tracing::warn!(request_id = ?id, %method, path, status, ms, "a request failed");
+    } else {
+        tracing::debug!(request_id = ?id, %method, path, status, ms, "answered");
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Ids for requests that came without one: random for the process, counted within it.
+#[derive(Debug)]
+struct RequestIds {
+    process: u64,
+    count: AtomicU64,
+}
+
+impl Default for RequestIds {
+    fn default() -> Self {
+        // The standard library seeds its hasher from the system: unique enough for a log.
+        Self {
+            process: RandomState::new().hash_one(std::process::id()),
+            count: AtomicU64::new(0),
+        }
+    }
+}
+
+impl RequestIds {
+    /// The client's own id, where it is one that can be logged, or a fresh one.
+    fn of(&self, request: &Request) -> HeaderValue {
+        let given = request.headers().get(REQUEST_ID).filter(|given| {
+            let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+            (1..=64).contains(&given.len()) && given.as_bytes().iter().all(fits)
+        });
+        given.cloned().unwrap_or_else(|| {
+            let n = self.count.fetch_add(1, Ordering::Relaxed);
+            let fresh = format!("{:016x}-{n:x}", self.process);
+            HeaderValue::try_from(fresh).unwrap_or(HeaderValue::from_static("unknown"))
+        })
+    }
+}
