@@ -1,0 +1,11 @@
+//! What the tests stand on: real servers of their own, on loopback, in folders of their own, and
+//! the product's own binary as a process. Nothing here knows what a test is about.
+//!
+//! A server that is not installed fails the test with the command that installs it; nothing skips.
+
+pub(crate) mod folder;
+pub(crate) mod http;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod prometheus;
+pub(crate) mod rabbit;
