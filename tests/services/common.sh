@@ -19,10 +19,13 @@ port_of() {
   cat "$file"
 }
 
-# Is the process noted as $dir/pids/NAME running? A zombie is not.
+# Is the process noted as $dir/pids/NAME running? One that waits to be reaped is not.
 alive() {
-  local pid state
-  pid=$(cat "$dir/pids/$1" 2>/dev/null) && state=$(ps -o stat= -p "$pid" 2>/dev/null) && [ "${state:0:1}" != Z ]
+  local pid stat
+  pid=$(cat "$dir/pids/$1" 2>/dev/null) && stat=$(cat "/proc/$pid/stat" 2>/dev/null) || return 1
+  # The state follows the name, which stands in brackets and may hold any character.
+  stat=${stat##*) }
+  [ "${stat:0:1}" != Z ]
 }
 
 # until_true NAME TENTHS LOG COMMAND…: waits for COMMAND, at most that long, else shows the log.

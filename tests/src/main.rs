@@ -3,3 +3,4 @@
 // Helpers wait here for the tests that need them.
 #[allow(dead_code)]
 mod support;
+mod walls;

@@ -3,9 +3,13 @@
 //!
 //! A server that is not installed fails the test with the command that installs it; nothing skips.
 
+pub(crate) mod clients;
 pub(crate) mod folder;
 pub(crate) mod http;
+pub(crate) mod node;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod prometheus;
 pub(crate) mod rabbit;
+pub(crate) mod receiver;
+pub(crate) mod world;

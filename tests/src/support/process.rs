@@ -119,21 +119,35 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The binary that this same target folder holds; `make test` builds it before the tests.
-pub(crate) fn postrider() -> PathBuf {
-    // …/target/debug/deps/promises-<hash> -> …/target/debug/postrider
+/// The folder of this build's artifacts: `target/debug` for a plain `cargo test`.
+pub(crate) fn profile_folder() -> PathBuf {
+    // …/target/debug/deps/promises-<hash>
     let test = std::env::current_exe().expect("a running program has a path");
-    let binary = test
+    let folder = test
         .parent()
         .and_then(Path::parent)
-        .map(|folder| folder.join("postrider"))
-        .expect("a test runs from target/PROFILE/deps");
+        .expect("a test runs from PROFILE/deps");
+    folder.to_path_buf()
+}
+
+/// The binary that this same target folder holds; `make test` builds it before the tests.
+pub(crate) fn postrider() -> PathBuf {
+    let binary = profile_folder().join("postrider");
     assert!(
         binary.exists(),
         "{} is missing: run cargo build -p postrider, or make test",
         binary.display()
     );
     binary
+}
+
+/// A program on the PATH, or a failure that says how to install it.
+pub(crate) fn program(name: &str, part: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: run deploy/install {part}"))
 }
 
 /// Sends a signal to a process that this test started.

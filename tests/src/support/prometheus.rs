@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::folder::Folder;
 use super::http;
-use super::process::{Process, free_port};
+use super::process::{Process, free_port, program};
 
 /// A Prometheus of Debian's package with a given configuration, ended when dropped.
 #[derive(Debug)]
@@ -24,12 +24,7 @@ impl Prometheus {
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config).expect("a private folder is writable");
         let port = free_port();
-        let program = "/usr/bin/prometheus";
-        assert!(
-            std::path::Path::new(program).exists(),
-            "prometheus is not installed: run deploy/install prometheus"
-        );
-        let mut command = Command::new(program);
+        let mut command = Command::new(program("prometheus", "prometheus"));
         command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!(
