@@ -1,0 +1,286 @@
+//! The connections, and the few places where the two databases differ: how a transaction begins,
+//! what a connection is told first, which migrations run. Everything else in this crate is one SQL
+//! text for both.
+//!
+//! No call waits for ever: a connection is had within [`ACQUIRE_MAX`] and a call ends within
+//! [`CALL_MAX`]. A connection that was not given back whole is closed, never reused: it may hang,
+//! or be in the middle of a transaction.
+
+use std::{
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    time::Duration,
+};
+
+use sqlx::{
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Encode, SqlSafeStr, SqlStr, Type,
+    any::{AnyArguments, AnyConnectOptions, AnyPoolOptions},
+    migrate::{Migration, MigrationType, Migrator},
+    pool::PoolConnection,
+};
+use tokio::time::timeout;
+
+use crate::{Error, Sight, location::Location};
+
+/// How long a call may take in all.
+const CALL_MAX: Duration = Duration::from_secs(5);
+/// How long a call may wait for a connection.
+const ACQUIRE_MAX: Duration = Duration::from_secs(3);
+/// Connections to a PostgreSQL server, per process.
+const POSTGRES_CONNECTIONS: u32 = 8;
+/// Connections that read a SQLite file, per process; there is one more that writes.
+const SQLITE_READERS: u32 = 4;
+
+/// SQLite waits for other processes' writes for less than [`CALL_MAX`]. A commit is on the disk
+/// before it is confirmed, because queues are emptied on the word of it.
+const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 4000; PRAGMA synchronous = FULL;";
+
+/// PostgreSQL ends what our side has given up on, and frees the revision's lock from a process
+/// that froze while holding it.
+const POSTGRES_SETUP: &str = "SET statement_timeout = '5s'; \
+    SET idle_in_transaction_session_timeout = '10s'; \
+    SET default_transaction_isolation = 'read committed';";
+
+/// One opener at a time: any number that nobody else takes.
+const POSTGRES_OPENING: &str =
+    "SET LOCAL statement_timeout = '5min'; SELECT pg_advisory_xact_lock(5771460110320914);";
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    readers: AnyPool,
+    writer: AnyPool,
+    is_sqlite: bool,
+}
+
+impl Database {
+    /// Connects.
+    pub(crate) async fn connect(location: &Location) -> Result<Self, Error> {
+        sqlx::any::install_default_drivers();
+        let options = AnyConnectOptions::from_str(&location.prepare()?)?;
+        match location {
+            Location::Sqlite(_) => {
+                let writer = pool(1, SQLITE_SETUP).connect_lazy_with(options.clone());
+                // The mode is kept in the file; setting it takes a lock that does not wait.
+                set_wal(&writer).await?;
+                let readers = pool(SQLITE_READERS, SQLITE_SETUP).connect_lazy_with(options);
+                Ok(Self {
+                    readers,
+                    writer,
+                    is_sqlite: true,
+                })
+            }
+            Location::Postgres(_) => {
+                let writer = pool(POSTGRES_CONNECTIONS, POSTGRES_SETUP)
+                    .idle_timeout(Duration::from_secs(300))
+                    .max_lifetime(Duration::from_secs(1800))
+                    .connect_lazy_with(options);
+                Ok(Self {
+                    readers: writer.clone(),
+                    writer,
+                    is_sqlite: false,
+                })
+            }
+        }
+    }
+
+    /// A connection for one statement that only reads.
+    pub(crate) async fn read(&self) -> Result<Lease, Error> {
+        Ok(Lease {
+            connection: self.readers.acquire().await?,
+            whole: false,
+        })
+    }
+
+    /// A connection with a transaction begun. SQLite takes its write lock now, because a
+    /// transaction that read first could not wait for it later.
+    pub(crate) async fn write(&self) -> Result<Lease, Error> {
+        let mut lease = Lease {
+            connection: self.writer.acquire().await?,
+            whole: false,
+        };
+        let begin = if self.is_sqlite {
+            "BEGIN IMMEDIATE"
+        } else {
+            "BEGIN"
+        };
+        sqlx::raw_sql(begin).execute(&mut *lease).await?;
+        Ok(lease)
+    }
+
+    /// A transaction that no other process's opening runs beside, with the tables up to date.
+    pub(crate) async fn open(&self) -> Result<Lease, Error> {
+        let mut lease = self.write().await?;
+        if !self.is_sqlite {
+            sqlx::raw_sql(POSTGRES_OPENING).execute(&mut *lease).await?;
+        }
+        let first = if self.is_sqlite {
+            include_str!("../migrations/sqlite/0001_first.sql")
+        } else {
+            include_str!("../migrations/postgres/0001_first.sql")
+        };
+        let mut migrator = Migrator::with_migrations(vec![Migration::new(
+            1,
+            "first".into(),
+            MigrationType::Simple,
+            first.into_sql_str(),
+            // Neither a transaction nor a lock of its own: it runs in ours.
+            true,
+        )]);
+        migrator.set_locking(false);
+        migrator
+            .run_direct(None, &mut *lease, false)
+            .await
+            .map_err(not_migrated)?;
+        Ok(lease)
+    }
+}
+
+fn not_migrated(error: sqlx::migrate::MigrateError) -> Error {
+    use sqlx::migrate::MigrateError;
+    match error {
+        MigrateError::Execute(error) => error.into(),
+        MigrateError::VersionMissing(_) => Error::Fatal(
+            "the store was made by a newer version of Postrider; update this one".into(),
+        ),
+        other => Error::Fatal(format!(
+            "the store's tables cannot be brought up to date: {other}"
+        )),
+    }
+}
+
+fn pool(connections: u32, setup: &'static str) -> AnyPoolOptions {
+    AnyPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_MAX)
+        .after_connect(move |connection, _| {
+            Box::pin(async move { sqlx::raw_sql(setup).execute(connection).await.map(drop) })
+        })
+}
+
+async fn set_wal(writer: &AnyPool) -> Result<(), Error> {
+    let trying = async {
+        loop {
+            let set: Result<(), Error> = async {
+                let mut connection = writer.acquire().await?;
+                sqlx::raw_sql("PRAGMA journal_mode = WAL")
+                    .execute(&mut *connection)
+                    .await?;
+                Ok(())
+            }
+            .await;
+            match set {
+                // Another process is setting it at this moment.
+                Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                done => return done,
+            }
+        }
+    };
+    within(trying).await
+}
+
+/// Ends a call that takes too long.
+pub(crate) async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(CALL_MAX, call)
+        .await
+        .unwrap_or_else(|_| Err(Error::Unavailable(format!("no answer within {CALL_MAX:?}"))))
+}
+
+/// A connection on loan. Dropped without [`Self::release`], [`Self::commit`] or
+/// [`Self::rollback`], it is closed, and a transaction on it undone.
+pub(crate) struct Lease {
+    connection: PoolConnection<Any>,
+    whole: bool,
+}
+
+impl Lease {
+    /// Gives the connection back.
+    pub(crate) fn release(mut self) {
+        self.whole = true;
+    }
+
+    /// Commits and gives the connection back.
+    pub(crate) async fn commit(mut self) -> Result<(), Error> {
+        sqlx::raw_sql("COMMIT").execute(&mut *self).await?;
+        self.whole = true;
+        Ok(())
+    }
+
+    /// Undoes and gives the connection back.
+    pub(crate) async fn rollback(mut self) -> Result<(), Error> {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *self).await?;
+        self.whole = true;
+        Ok(())
+    }
+}
+
+impl Deref for Lease {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// A statement whose conditions depend on what was asked. Text comes from this crate alone; what a
+/// caller gave is always bound.
+pub(crate) struct Statement {
+    sql: String,
+    arguments: AnyArguments,
+}
+
+impl Statement {
+    /// Begins with a text that has at least one condition already.
+    pub(crate) fn new(sql: &'static str) -> Self {
+        Self {
+            sql: sql.to_owned(),
+            arguments: AnyArguments::default(),
+        }
+    }
+
+    /// Adds text.
+    pub(crate) fn text(&mut self, sql: &'static str) -> &mut Self {
+        self.sql.push_str(sql);
+        self
+    }
+
+    /// Adds a value.
+    pub(crate) fn value<'v, T>(&mut self, value: T) -> Result<&mut Self, Error>
+    where
+        T: Encode<'v, Any> + Type<Any>,
+    {
+        use sqlx::Arguments;
+        self.arguments
+            .add(value)
+            .map_err(|error| Error::Fatal(format!("a value cannot be sent: {error}")))?;
+        self.sql.push_str(&format!("${}", self.arguments.len()));
+        Ok(self)
+    }
+
+    /// Keeps other tenants' rows out.
+    pub(crate) fn sight(&mut self, sight: &Sight) -> Result<&mut Self, Error> {
+        match sight {
+            Sight::All => Ok(self),
+            Sight::Only(tenant) => self.text(" AND tenant = ").value(tenant.as_str()),
+        }
+    }
+
+    /// The text and the values, for `sqlx::query_with` and its kin.
+    pub(crate) fn parts(self) -> (SqlStr, AnyArguments) {
+        (AssertSqlSafe(self.sql).into_sql_str(), self.arguments)
+    }
+}
