@@ -47,7 +47,11 @@ pub struct Principal {
 impl Principal {
     /// The bootstrap administrator, or anybody on an open loopback server.
     pub fn administrator() -> Self {
-        Self { token: None, tenant: None, scopes: vec![Scope::Admin] }
+        Self {
+            token: None,
+            tenant: None,
+            scopes: vec![Scope::Admin],
+        }
     }
 
     /// Whether the caller may do what needs `scope`. Managing includes reading.

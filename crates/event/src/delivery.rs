@@ -69,7 +69,14 @@ fn is_zero(n: &u32) -> bool {
 impl Recipient {
     /// A first delivery to `subscription`.
     pub fn first(subscription: SubscriptionId) -> Self {
-        Self { subscription, attempts: 0, run: 0, parked: 0, due: None, history: Vec::new() }
+        Self {
+            subscription,
+            attempts: 0,
+            run: 0,
+            parked: 0,
+            due: None,
+            history: Vec::new(),
+        }
     }
 }
 

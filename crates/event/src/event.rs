@@ -41,8 +41,12 @@ pub struct Event {
     /// After this an undelivered webhook is worthless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// The full view: the whole record.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The full view: the whole record. `null` is a record too, and is not the same as none.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub data: Option<Box<RawValue>>,
     /// The basic view: only what was saved. A JSON object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,6 +54,11 @@ pub struct Event {
     /// The extended view: the record with everything around it. A JSON object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<RawValue>>,
+}
+
+/// Reads a field that is there, also when it is `null`, which an `Option` would take for absent.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl Event {
@@ -80,17 +89,26 @@ impl EventType {
         let (entity, action) = text.split_once('.').ok_or_else(wrong)?;
         let snake = |word: &str| {
             word.starts_with(|c: char| c.is_ascii_lowercase())
-                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && word
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         let own_case = |word: &str| {
             word.starts_with(|c: char| c.is_ascii_alphabetic())
                 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         };
-        let action_fits = if entity == "custom" { own_case(action) } else { snake(action) };
+        let action_fits = if entity == "custom" {
+            own_case(action)
+        } else {
+            snake(action)
+        };
         if text.len() > TYPE_BYTES_MAX || !snake(entity) || !action_fits {
             return Err(wrong());
         }
-        Ok(Self { text: text.into(), dot: entity.len() })
+        Ok(Self {
+            text: text.into(),
+            dot: entity.len(),
+        })
     }
 
     /// What it happened to.

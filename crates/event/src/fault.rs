@@ -17,7 +17,10 @@ pub struct Fault {
 impl Fault {
     /// A fault at `pointer`.
     pub fn at(pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), message: message.into() }
+        Self {
+            pointer: pointer.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -38,11 +41,88 @@ pub struct Refusal {
 impl Refusal {
     /// The bytes could not be read as what they claim to be (400).
     pub fn unreadable(code: &'static str, detail: impl Into<String>) -> Self {
-        Self { code, status: 400, detail: detail.into(), faults: Vec::new() }
+        Self {
+            code,
+            status: 400,
+            detail: detail.into(),
+            faults: Vec::new(),
+        }
     }
 
     /// The input was read and is wrong in the named places (422).
     pub fn invalid(code: &'static str, detail: impl Into<String>, faults: Vec<Fault>) -> Self {
-        Self { code, status: 422, detail: detail.into(), faults }
+        Self {
+            code,
+            status: 422,
+            detail: detail.into(),
+            faults,
+        }
     }
+}
+
+/// The one of `candidates` that a person most likely meant by `word`, for "did you mean".
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // A long word is no misspelling of ours, and comparing it would cost.
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_ascii_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            (
+                strsim::jaro_winkler(&word, &candidate.to_ascii_lowercase()),
+                candidate,
+            )
+        })
+        .filter(|(likeness, _)| *likeness >= 0.75)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}
+
+/// `; did you mean `x`?`, or nothing.
+pub(crate) fn did_you_mean<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> String {
+    nearest(word, candidates)
+        .map(|name| format!("; did you mean `{name}`?"))
+        .unwrap_or_default()
+}
+
+/// The first fault, and how many more there are, in one sentence. `whole` is the word for a fault
+/// without a pointer.
+pub(crate) fn sentence(whole: &str, faults: &[Fault]) -> String {
+    let Some(first) = faults.first() else {
+        return String::new();
+    };
+    let pointer = if first.pointer.is_empty() {
+        whole
+    } else {
+        &first.pointer
+    };
+    match faults.len() {
+        1 => format!("{pointer} {}", first.message),
+        n => format!("{pointer} {} (and {} more)", first.message, n - 1),
+    }
+}
+
+/// A word from somebody's input as it may stand in a message: one line, visible, and short.
+pub(crate) fn shown(word: &str, chars_max: usize) -> String {
+    let mut text = String::with_capacity(word.len().min(chars_max));
+    for (n, c) in word.chars().enumerate() {
+        if n == chars_max {
+            text.push('…');
+            break;
+        }
+        // Besides control characters, those that would turn the reading direction of a log line.
+        if c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            text.extend(c.escape_unicode());
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }

@@ -1,11 +1,38 @@
 //! Whether a subscription wants an event that matched it. Pure; called by the deliverer, and by
 //! whoever explains.
 
-use crate::{event::Event, fault::Fault, subscription::FilterSpec};
+use std::fmt;
 
-/// A filter made ready: lists hashed, the expression compiled. Cheap to share between threads.
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::{
+    event::Event,
+    fault::{Fault, shown},
+    subscription::FilterSpec,
+};
+
+mod cost;
+mod expression;
+#[cfg(test)]
+mod tests;
+
+use expression::Expression;
+
+/// How many entries each list of a filter may have.
+const ENTRIES_MAX: usize = 100;
+/// How long each entry may be, in bytes.
+const ENTRY_BYTES_MAX: usize = 256;
+
+/// A filter made ready: lists checked, the expression compiled. Cheap to share between threads.
 #[derive(Debug)]
-pub struct Filter {}
+pub struct Filter {
+    // Lists of a few words: walking them is cheaper than hashing.
+    actions: Vec<String>,
+    statuses: Vec<String>,
+    changed_fields: Vec<String>,
+    expression: Option<Expression>,
+}
 
 /// The clause that stopped an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,14 +47,140 @@ impl Filter {
     /// Makes a filter ready, or names every clause that cannot be (pointers relative to the
     /// filter object: `/where`, `/actions/0`).
     pub fn compile(spec: &FilterSpec) -> Result<Self, Vec<Fault>> {
-        let _ = spec;
-        todo!("event: filters")
+        let mut faults = Vec::new();
+        check_list("actions", &spec.actions, &mut faults);
+        check_list("statuses", &spec.statuses, &mut faults);
+        check_list("changed_fields", &spec.changed_fields, &mut faults);
+        for (n, action) in spec.actions.iter().enumerate() {
+            if !is_lower_snake(action) {
+                let message = format!(
+                    "must be an action such as `created` or `updated`, in lower snake case, got `{}`",
+                    shown(action, 64)
+                );
+                faults.push(Fault::at(format!("/actions/{n}"), message));
+            }
+        }
+        let compiled = spec
+            .expression
+            .as_deref()
+            .map(Expression::compile)
+            .transpose();
+        let expression = compiled.unwrap_or_else(|message| {
+            faults.push(Fault::at("/where", message));
+            None
+        });
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(Self {
+            actions: spec.actions.clone(),
+            statuses: spec.statuses.clone(),
+            changed_fields: spec.changed_fields.clone(),
+            expression,
+        })
     }
 
     /// `Ok` when every clause holds. A missing field makes a clause false, never an error. Bounded:
     /// an expression that would cost too much does not hold, and says so.
     pub fn judge(&self, event: &Event) -> Result<(), Stopped> {
-        let _ = event;
-        todo!("event: filters")
+        let action = event.kind.action();
+        if !self.actions.is_empty() && !self.actions.iter().any(|wanted| wanted == action) {
+            let detail = format!("wanted {}, got `{action}`", any_of(&self.actions));
+            return Err(Stopped {
+                clause: "actions",
+                detail,
+            });
+        }
+        if !self.statuses.is_empty() {
+            let status = event.status.as_deref();
+            if !status.is_some_and(|status| self.statuses.iter().any(|wanted| wanted == status)) {
+                let got = status.map_or("none".into(), |status| format!("`{}`", shown(status, 64)));
+                let detail = format!("wanted {}, got {got}", any_of(&self.statuses));
+                return Err(Stopped {
+                    clause: "statuses",
+                    detail,
+                });
+            }
+        }
+        if !self.changed_fields.is_empty()
+            && !has_any_key(event.changes.as_deref(), &self.changed_fields)
+        {
+            let wanted = any_of(&self.changed_fields);
+            let detail = match event.changes {
+                Some(_) => format!("wanted a change of {wanted}, got other fields"),
+                None => format!("wanted a change of {wanted}, the event carries no changes"),
+            };
+            return Err(Stopped {
+                clause: "changed_fields",
+                detail,
+            });
+        }
+        match &self.expression {
+            None => Ok(()),
+            Some(expression) => expression.holds(event).map_err(|detail| Stopped {
+                clause: "where",
+                detail: detail.into(),
+            }),
+        }
     }
+}
+
+fn check_list(name: &str, entries: &[String], faults: &mut Vec<Fault>) {
+    if entries.len() > ENTRIES_MAX {
+        let message = format!(
+            "must have at most {ENTRIES_MAX} entries, got {}",
+            entries.len()
+        );
+        faults.push(Fault::at(format!("/{name}"), message));
+    }
+    for (n, entry) in entries.iter().enumerate() {
+        if entry.is_empty() || entry.len() > ENTRY_BYTES_MAX {
+            let message = format!("must be 1 to {ENTRY_BYTES_MAX} bytes, got {}", entry.len());
+            faults.push(Fault::at(format!("/{name}/{n}"), message));
+        }
+    }
+}
+
+fn is_lower_snake(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_ascii_lowercase())
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// The words of a list as a sentence names them.
+fn any_of(words: &[String]) -> String {
+    const TOLD_MAX: usize = 5;
+    let told: Vec<String> = words
+        .iter()
+        .take(TOLD_MAX)
+        .map(|word| format!("`{}`", shown(word, 64)))
+        .collect();
+    let more = if words.len() > TOLD_MAX { ", …" } else { "" };
+    let one_of = if words.len() > 1 { "one of " } else { "" };
+    format!("{one_of}{}{more}", told.join(", "))
+}
+
+/// Whether an object has any of these keys.
+fn has_any_key(object: Option<&RawValue>, wanted: &[String]) -> bool {
+    struct AnyOf<'w>(&'w [String]);
+    impl<'de> Visitor<'de> for AnyOf<'_> {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+            let mut found = false;
+            while let Some((key, _)) = map.next_entry::<std::borrow::Cow<'de, str>, IgnoredAny>()? {
+                found |= self.0.iter().any(|wanted| *wanted == key);
+            }
+            Ok(found)
+        }
+    }
+    object.is_some_and(|object| {
+        let mut reader = serde_json::Deserializer::from_str(object.get());
+        reader.deserialize_map(AnyOf(wanted)).unwrap_or(false)
+    })
 }

@@ -96,10 +96,15 @@ text_id!(
 
 fn check_event_id(text: &str) -> Result<(), BadId> {
     if text.is_empty() || text.len() > 128 {
-        return Err(BadId(format!("must be 1 to 128 characters, got {}", text.chars().count())));
+        return Err(BadId(format!(
+            "must be 1 to 128 characters, got {}",
+            text.chars().count()
+        )));
     }
     if text.contains('.') {
-        return Err(BadId("must not contain `.` (the signature scheme joins with dots)".into()));
+        return Err(BadId(
+            "must not contain `.` (the signature scheme joins with dots)".into(),
+        ));
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(BadId("must be visible ASCII without spaces".into()));
@@ -109,9 +114,15 @@ fn check_event_id(text: &str) -> Result<(), BadId> {
 
 fn check_tenant(text: &str) -> Result<(), BadId> {
     if text.is_empty() || text.len() > 128 {
-        return Err(BadId(format!("must be 1 to 128 characters, got {}", text.chars().count())));
+        return Err(BadId(format!(
+            "must be 1 to 128 characters, got {}",
+            text.chars().count()
+        )));
     }
-    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b':')) {
+    if !text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b':'))
+    {
         return Err(BadId("must be of `A-Za-z0-9_-:`".into()));
     }
     Ok(())
@@ -120,7 +131,11 @@ fn check_tenant(text: &str) -> Result<(), BadId> {
 fn check_own_id(text: &str) -> Result<(), BadId> {
     let fits = (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if fits { Ok(()) } else { Err(BadId("not an identifier of ours".into())) }
+    if fits {
+        Ok(())
+    } else {
+        Err(BadId("not an identifier of ours".into()))
+    }
 }
 
 impl SubscriptionId {

@@ -14,6 +14,7 @@ pub mod filter;
 pub mod id;
 pub mod reason;
 pub mod retry;
+mod scan;
 pub mod secret;
 pub mod selector;
 pub mod subscription;

@@ -32,7 +32,10 @@ impl SigningKind {
 impl SigningKey {
     /// A key from random bytes (32 of them) that the caller drew.
     pub fn from_random(kind: SigningKind, random: [u8; 32]) -> Self {
-        Self { kind, bytes: random.to_vec().into() }
+        Self {
+            kind,
+            bytes: random.to_vec().into(),
+        }
     }
 
     /// Parses the text form, or says which form it should have.
@@ -44,7 +47,9 @@ impl SigningKey {
         } else {
             return Err("a signing key begins with `whsec_` or `whsk_`");
         };
-        let bytes = STANDARD.decode(rest).map_err(|_| "a signing key is base64 after its prefix")?;
+        let bytes = STANDARD
+            .decode(rest)
+            .map_err(|_| "a signing key is base64 after its prefix")?;
         let fits = match kind {
             SigningKind::Hmac => (24..=64).contains(&bytes.len()),
             SigningKind::Ed25519 => bytes.len() == 32,
@@ -52,7 +57,10 @@ impl SigningKey {
         if !fits {
             return Err("a `whsec_` key has 24 to 64 bytes, a `whsk_` key 32");
         }
-        Ok(Self { kind, bytes: bytes.into() })
+        Ok(Self {
+            kind,
+            bytes: bytes.into(),
+        })
     }
 
     /// Which signature it makes.
@@ -67,7 +75,11 @@ impl SigningKey {
 
     /// The text form, for the one answer that shows it and for the store to encrypt.
     pub fn expose_text(&self) -> String {
-        format!("{}{}", self.kind.prefix(), STANDARD.encode(self.bytes.expose_secret()))
+        format!(
+            "{}{}",
+            self.kind.prefix(),
+            STANDARD.encode(self.bytes.expose_secret())
+        )
     }
 }
 
@@ -104,11 +116,19 @@ impl SigningKeys {
     /// stays: two live secrets, no more.
     pub fn rotate(&mut self, fresh: SigningKey, now: Timestamp, old_until: Timestamp) {
         let kind = fresh.kind();
-        self.0.retain(|live| live.expires_at.is_none_or(|end| now < end));
-        self.0.retain(|live| live.key.kind() != kind || live.expires_at.is_none());
+        self.0
+            .retain(|live| live.expires_at.is_none_or(|end| now < end));
+        self.0
+            .retain(|live| live.key.kind() != kind || live.expires_at.is_none());
         for live in self.0.iter_mut().filter(|live| live.key.kind() == kind) {
             live.expires_at = Some(old_until);
         }
-        self.0.insert(0, LiveKey { key: fresh, expires_at: None });
+        self.0.insert(
+            0,
+            LiveKey {
+                key: fresh,
+                expires_at: None,
+            },
+        );
     }
 }

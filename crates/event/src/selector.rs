@@ -31,7 +31,9 @@ impl Selector {
             return Ok(Self::All);
         }
         let wrong = || {
-            BadId(format!("must be `*`, `entity.*`, `entity.saved`, or a type: {TYPE_GRAMMAR}"))
+            BadId(format!(
+                "must be `*`, `entity.*`, `entity.saved`, or a type: {TYPE_GRAMMAR}"
+            ))
         };
         let (entity, action) = text.split_once('.').ok_or_else(wrong)?;
         if action == "*" {

@@ -10,12 +10,18 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    fault::Refusal,
     id::{SubscriptionId, Tenant},
     retry::RetryPolicy,
     selector::Selector,
     target::TargetRules,
 };
+
+mod headers;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+pub use parse::{parse_new, parse_patch};
 
 /// Who wants what, written how, sent where. Serializes as contract section 4 shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +46,9 @@ pub struct Subscription {
     pub headers: BTreeMap<String, String>,
     /// Free words that dialects may use (`site_name`, …).
     pub attributes: BTreeMap<String, String>,
+    /// Pointers to what is left out of what is sent. Reserved: empty until it exists.
+    #[serde(default)]
+    pub redact: Vec<String>,
     /// How it is sent.
     pub delivery: DeliverySpec,
     /// Whether deliveries are made or held.
@@ -141,7 +150,11 @@ impl TryFrom<String> for RateLimit {
         let wrong = || format!("must be `N/s` with N from 1 to 10000, got {text:?}");
         let number = text.strip_suffix("/s").ok_or_else(wrong)?;
         let per_second = number.parse().map_err(|_| wrong())?;
-        if (1..=10_000).contains(&per_second) { Ok(Self { per_second }) } else { Err(wrong()) }
+        if (1..=10_000).contains(&per_second) {
+            Ok(Self { per_second })
+        } else {
+            Err(wrong())
+        }
     }
 }
 
@@ -169,32 +182,6 @@ pub struct Rules<'a> {
     pub dialects: &'a [&'a str],
     /// The tenant the caller is bound to; `None` makes `tenant` a required field.
     pub tenant: Option<&'a Tenant>,
-}
-
-/// Reads what a person wrote to create a subscription. All faults are named at once. `id`, `state`,
-/// `revision` and the times are not theirs to give. The caller supplies `now`; the revision is the
-/// store's to set and begins as 0. The standard keys are those of contract section 4, and
-/// `signing`, see [`SigningChoice`].
-pub fn parse_new(
-    body: &[u8],
-    rules: &Rules<'_>,
-    now: Timestamp,
-) -> Result<(Subscription, SigningChoice), Refusal> {
-    let _ = (body, rules, now);
-    todo!("event: subscription parsing")
-}
-
-/// Applies a JSON merge patch (RFC 7396) that a person wrote to a subscription. A header whose
-/// value is `***` (as we show it) keeps its value; a change of the target's host drops all custom
-/// headers that the patch does not send again (their values would otherwise leak to another host).
-pub fn parse_patch(
-    body: &[u8],
-    current: &Subscription,
-    rules: &Rules<'_>,
-    now: Timestamp,
-) -> Result<Subscription, Refusal> {
-    let _ = (body, current, rules, now);
-    todo!("event: subscription patching")
 }
 
 /// Which signatures a new subscription gets: `"signing": ["v1"]` (the default), `["v1a"]`, or both.

@@ -1,10 +1,19 @@
 //! Where a delivery may go: the URL as written, and every address it resolves to.
+//!
+//! What is written is judged before it is parsed, because the URL parser mends what it is given:
+//! it drops tabs and line ends, turns `\` into `/` and `0x7f.1` into 127.0.0.1. Names are judged
+//! by their form alone; no look-up happens here.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use url::{Host, Url};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, shown};
+
+mod address;
+#[cfg(test)]
+mod tests;
 
 /// The operator's rules for targets. Deny by default.
 #[derive(Debug, Clone, Default)]
@@ -16,17 +25,214 @@ pub struct TargetRules {
     pub require_https: bool,
 }
 
+/// How long a URL may be, in bytes.
+pub const URL_BYTES_MAX: usize = 2048;
+
+/// Ports of services that a POST could talk into doing something. Every port below 1024 but 80 and
+/// 443 is refused too.
+const PORTS_DENIED: [u16; 27] = [
+    1433, 1521, 1883, 2049, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 4369, 5432, 5671, 5672, 5900,
+    5984, 6000, 6379, 6443, 9042, 9092, 9200, 9300, 10250, 11211, 27017,
+];
+
+/// RabbitMQ's management and distribution ports.
+const PORTS_BROKER: [u16; 4] = [15671, 15672, 15692, 25672];
+
+/// Names that mean something only inside a network.
+const SUFFIXES_DENIED: [&str; 10] = [
+    "localhost",
+    "internal",
+    "intranet",
+    "local",
+    "localdomain",
+    "lan",
+    "corp",
+    "home.arpa",
+    "svc",
+    "cluster.local",
+];
+
+/// One public text for every address that is not allowed: which of them exist inside is not for
+/// subscribers to find out.
+const NOT_ALLOWED: &str = "target_not_allowed: this is not an address that deliveries may go to";
+
 impl TargetRules {
     /// Checks a URL as a person wrote it and gives its normalised form. Literal addresses are
     /// judged here; names are judged when they are resolved, by [`Self::permits`].
-    pub fn check_url(&self, written: &str) -> Result<url::Url, Vec<Fault>> {
-        let _ = written;
-        todo!("event: target urls")
+    pub fn check_url(&self, written: &str) -> Result<Url, Vec<Fault>> {
+        let one = |message: String| vec![Fault::at("", message)];
+        as_written(written).map_err(one)?;
+        let mut url = Url::parse(written)
+            .map_err(|error| one(format!("is not a URL: {}", lower(&error.to_string()))))?;
+        if url.as_str().len() > URL_BYTES_MAX {
+            return Err(one(format!(
+                "must be at most {URL_BYTES_MAX} characters once encoded"
+            )));
+        }
+        let mut faults = Vec::new();
+        let exempt = match self.check_host(&mut url) {
+            Ok(exempt) => exempt,
+            Err(message) => {
+                faults.push(Fault::at("", message));
+                false
+            }
+        };
+        if url.scheme() == "http" && self.require_https && !exempt {
+            faults.push(Fault::at("", "must begin with `https://`"));
+        }
+        if let Some(port) = url.port()
+            && !exempt
+            && denied_port(port)
+        {
+            faults.push(Fault::at(
+                "",
+                format!("port {port} is not one that deliveries may go to"),
+            ));
+        }
+        if faults.is_empty() {
+            Ok(url)
+        } else {
+            Err(faults)
+        }
     }
 
     /// Whether an address may be dialled. Called on every address, literal or resolved.
     pub fn permits(&self, address: IpAddr) -> bool {
-        let _ = address;
-        todo!("event: addresses")
+        self.allows(address) || address::is_public(address)
     }
+
+    /// Whether `allow` names the address, or the IPv4 address that it stands for.
+    fn allows(&self, address: IpAddr) -> bool {
+        let canonical = address.to_canonical();
+        self.allow
+            .iter()
+            .any(|net| net.contains(&address) || net.contains(&canonical))
+    }
+
+    /// Checks the host, strips a name's last dot, and says whether `allow` covers it.
+    fn check_host(&self, url: &mut Url) -> Result<bool, String> {
+        let literal = match url.host() {
+            None => return Err("has no host".into()),
+            Some(Host::Ipv4(v4)) => IpAddr::V4(v4),
+            Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
+            Some(Host::Domain(name)) => {
+                let bare = name.strip_suffix('.').unwrap_or(name).to_owned();
+                let exempt = self.check_name(&bare)?;
+                if bare.len() < name.len() {
+                    url.set_host(Some(&bare))
+                        .map_err(|error| error.to_string())?;
+                }
+                return Ok(exempt);
+            }
+        };
+        let exempt = self.allows(literal);
+        let nat64 = matches!(literal, IpAddr::V6(v6) if address::is_nat64(v6));
+        if !exempt && (nat64 || !self.permits(literal)) {
+            return Err(NOT_ALLOWED.into());
+        }
+        Ok(exempt)
+    }
+
+    fn check_name(&self, name: &str) -> Result<bool, String> {
+        let told = shown(name, 80);
+        if name == "localhost" {
+            let exempt =
+                self.allows(Ipv4Addr::LOCALHOST.into()) || self.allows(Ipv6Addr::LOCALHOST.into());
+            return if exempt {
+                Ok(true)
+            } else {
+                Err(NOT_ALLOWED.into())
+            };
+        }
+        if name.len() > 253 {
+            return Err("the host's name is longer than 253 characters".into());
+        }
+        let label_fits = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        if !name.split('.').all(label_fits) {
+            return Err(format!("`{told}` is not a valid host name"));
+        }
+        if !name.contains('.') {
+            return Err(format!(
+                "`{told}` is a single word; a full domain name is needed"
+            ));
+        }
+        let special = |suffix: &str| {
+            name.strip_suffix(suffix)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        if let Some(suffix) = SUFFIXES_DENIED.iter().find(|suffix| special(suffix)) {
+            return Err(format!(
+                "target_not_allowed: `.{suffix}` names are not public"
+            ));
+        }
+        Ok(false)
+    }
+}
+
+/// Judges the text before a parser mends it.
+fn as_written(written: &str) -> Result<(), String> {
+    if written.is_empty() {
+        return Err("must not be empty".into());
+    }
+    if written.len() > URL_BYTES_MAX {
+        let got = written.len();
+        return Err(format!(
+            "must be at most {URL_BYTES_MAX} characters, got {got}"
+        ));
+    }
+    if written.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err("must not contain spaces or control characters".into());
+    }
+    if written.contains('\\') {
+        return Err("must not contain `\\`".into());
+    }
+    let Some((scheme, rest)) = written.split_once(':') else {
+        return Err("must be a whole URL beginning with `https://`".into());
+    };
+    if !scheme.eq_ignore_ascii_case("https") && !scheme.eq_ignore_ascii_case("http") {
+        return Err(format!(
+            "must begin with `https://`, got the scheme `{}`",
+            shown(scheme, 20)
+        ));
+    }
+    let Some(rest) = rest
+        .strip_prefix("//")
+        .filter(|rest| !rest.starts_with('/'))
+    else {
+        return Err("must have exactly `//` after the scheme".into());
+    };
+    if rest.contains('#') {
+        return Err("must not have a fragment (`#…`)".into());
+    }
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    if authority.contains('@') {
+        return Err("must not contain credentials (`user@`); send them as a header".into());
+    }
+    if authority.contains(['{', '}']) {
+        return Err("the host must be fixed: templates are not allowed in it".into());
+    }
+    Ok(())
+}
+
+fn denied_port(port: u16) -> bool {
+    (port < 1024 && port != 80 && port != 443)
+        || PORTS_DENIED.contains(&port)
+        || PORTS_BROKER.contains(&port)
+}
+
+fn lower(text: &str) -> String {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .map(|c| c.to_ascii_lowercase())
+        .into_iter()
+        .chain(chars)
+        .collect()
 }

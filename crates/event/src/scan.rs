@@ -1,0 +1,640 @@
+//! One pass over JSON text that nobody has judged yet: grammar, depth, size of numbers, number of
+//! keys, duplicate keys, lone surrogates.
+//!
+//! It exists because `serde_json` keeps raw values without looking at any of that: depth 100 000,
+//! `1e400` and duplicate keys would all travel on to a receiver whose parser sees another document
+//! than ours. It never recurses, so no input can exhaust the stack. It must not know what an event
+//! is.
+
+use std::borrow::Cow;
+
+use crate::fault::{Fault, Refusal, shown};
+
+/// How deep a document may be nested; the outermost value is the first level.
+pub(crate) const DEPTH_MAX: usize = 64;
+/// How many keys a document may have over all its objects.
+pub(crate) const KEYS_MAX: usize = 10_000;
+/// How long a number may be, in characters.
+pub(crate) const NUMBER_BYTES_MAX: usize = 64;
+/// How many findings are worth telling at once.
+const FINDINGS_MAX: usize = 32;
+/// Objects of at most this many keys are checked for duplicates pair by pair; larger are sorted.
+const PAIRWISE_MAX: usize = 12;
+/// How much of a key is repeated in a pointer, in characters.
+const SEGMENT_MAX: usize = 64;
+
+/// What a value is, without looking into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    Bool,
+    Null,
+}
+
+impl Kind {
+    /// The word for messages, with its article.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Object => "an object",
+            Self::Array => "an array",
+            Self::String => "a string",
+            Self::Number => "a number",
+            Self::Bool => "a boolean",
+            Self::Null => "null",
+        }
+    }
+}
+
+/// One field of the outermost object.
+#[derive(Debug)]
+pub(crate) struct Field<'a> {
+    /// The key, unescaped.
+    pub(crate) key: Cow<'a, str>,
+    /// The value's own bytes, without the whitespace around it.
+    pub(crate) raw: &'a str,
+    pub(crate) kind: Kind,
+}
+
+/// Something wrong that does not stop the reading, so that it can be told with everything else.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    pub(crate) code: &'static str,
+    pub(crate) status: u16,
+    pub(crate) fault: Fault,
+}
+
+/// A value that has been scanned.
+#[derive(Debug)]
+pub(crate) struct Document<'a> {
+    pub(crate) kind: Kind,
+    /// The fields of the outermost object, in order; empty for any other kind.
+    pub(crate) fields: Vec<Field<'a>>,
+    pub(crate) findings: Vec<Finding>,
+    /// The value's own bytes.
+    pub(crate) raw: &'a str,
+    /// Where the value ends in the text.
+    pub(crate) end: usize,
+}
+
+/// The body as text, or why it is none. Byte order marks and UTF-16 are named for what they are.
+pub(crate) fn text_of(body: &[u8]) -> Result<&str, Refusal> {
+    match body {
+        [] => return Err(Refusal::unreadable("empty_body", "the body is empty")),
+        [0xEF, 0xBB, 0xBF, ..] => {
+            let text = "the body begins with a byte order mark (BOM), which JSON does not accept";
+            return Err(Refusal::unreadable("bad_utf8", text));
+        }
+        [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..] | [0, _, ..] | [_, 0, ..] => {
+            let text =
+                "the body looks like UTF-16 or UTF-32; a BOM or UTF-16 is not accepted, send UTF-8";
+            return Err(Refusal::unreadable("bad_utf8", text));
+        }
+        _ => {}
+    }
+    std::str::from_utf8(body).map_err(|error| {
+        let text = format!(
+            "the body is not valid UTF-8 at byte {}",
+            error.valid_up_to()
+        );
+        Refusal::unreadable("bad_utf8", text)
+    })
+}
+
+/// Scans a body that has to be one object and nothing else.
+pub(crate) fn object(body: &[u8]) -> Result<Document<'_>, Refusal> {
+    let text = text_of(body)?;
+    let document = scan(text, 0, "")?;
+    nothing_after(text, document.end)?;
+    if document.kind != Kind::Object {
+        let detail = format!("must be a JSON object, got {}", document.kind.word());
+        let faults = vec![Fault::at("", detail.as_str())];
+        return Err(Refusal::invalid("not_object", detail, faults));
+    }
+    Ok(document)
+}
+
+/// The first position at or after `from` that is not JSON whitespace.
+pub(crate) fn skip_space(text: &str, from: usize) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = from;
+    while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// Scans the one value that begins at or after `from`. What follows it is the caller's to judge.
+/// `prefix` is put before every pointer.
+pub(crate) fn scan<'a>(text: &'a str, from: usize, prefix: &str) -> Result<Document<'a>, Refusal> {
+    let mut scanner = Scanner {
+        text,
+        bytes: text.as_bytes(),
+        at: from,
+        prefix,
+        frames: Vec::new(),
+        keys: Vec::new(),
+        key_count: 0,
+        fields: Vec::new(),
+        findings: Vec::new(),
+    };
+    scanner.document().map_err(|stop| match stop {
+        Stop::Syntax { at, what } => syntax(text, at, &what),
+        Stop::Refused(refusal) => refusal,
+    })
+}
+
+/// Refuses anything but whitespace at or after `from`.
+pub(crate) fn nothing_after(text: &str, from: usize) -> Result<(), Refusal> {
+    let at = skip_space(text, from);
+    if at == text.len() {
+        Ok(())
+    } else {
+        Err(syntax(text, at, "trailing characters"))
+    }
+}
+
+/// A refusal that says where the text stops being JSON.
+pub(crate) fn syntax(text: &str, at: usize, what: &str) -> Refusal {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let line_start = before
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |newline| newline + 1);
+    // A character is counted by its first byte.
+    let column = before[line_start..]
+        .iter()
+        .filter(|b| (**b & 0xC0) != 0x80)
+        .count()
+        + 1;
+    let text = format!("the body is not JSON: {what} at line {line}, column {column}");
+    Refusal::unreadable("bad_json", text)
+}
+
+/// The text of a string value, unescaped; `None` for what has no text (a lone surrogate).
+pub(crate) fn unescaped(raw: &str) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str::<String>(raw).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// A key as one segment of an RFC 6901 pointer.
+pub(crate) fn segment(key: &str) -> String {
+    let key = shown(key, SEGMENT_MAX);
+    key.replace('~', "~0").replace('/', "~1")
+}
+
+enum Stop {
+    Syntax { at: usize, what: Cow<'static, str> },
+    Refused(Refusal),
+}
+
+struct Frame {
+    array: bool,
+    /// Where this object's keys begin in `keys`.
+    keys_from: usize,
+    /// The element we are at, in an array.
+    index: usize,
+}
+
+struct Scanner<'a, 'p> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    prefix: &'p str,
+    frames: Vec<Frame>,
+    /// The keys seen so far of every open object, the outermost first.
+    keys: Vec<Cow<'a, str>>,
+    key_count: usize,
+    fields: Vec<Field<'a>>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Scanner<'a, '_> {
+    fn document(&mut self) -> Result<Document<'a>, Stop> {
+        self.space();
+        let from = self.at;
+        let outermost = self.kind_here()?;
+        // Where the value of the outermost object's latest key begins.
+        let mut field = (from, outermost);
+        loop {
+            if self.begin_value()? {
+                // Opened and not empty: its first member comes next.
+                if self.frames.len() == 1 && outermost == Kind::Object {
+                    field = (self.at, self.kind_here()?);
+                }
+                continue;
+            }
+            // A value is complete: close what closes after it.
+            loop {
+                let Some(frame) = self.frames.last_mut() else {
+                    return Ok(Document {
+                        kind: outermost,
+                        fields: std::mem::take(&mut self.fields),
+                        findings: std::mem::take(&mut self.findings),
+                        raw: &self.text[from..self.at],
+                        end: self.at,
+                    });
+                };
+                let array = frame.array;
+                if self.frames.len() == 1 && !array {
+                    let key = self.keys.last().cloned().unwrap_or_default();
+                    let raw = &self.text[field.0..self.at];
+                    self.fields.push(Field {
+                        key,
+                        raw,
+                        kind: field.1,
+                    });
+                }
+                self.space();
+                match (self.bytes.get(self.at), array) {
+                    (Some(b','), true) => {
+                        self.at += 1;
+                        self.space();
+                        if let Some(frame) = self.frames.last_mut() {
+                            frame.index += 1;
+                        }
+                        if self.bytes.get(self.at) == Some(&b']') {
+                            return Err(self.unexpected("a trailing comma"));
+                        }
+                        break;
+                    }
+                    (Some(b','), false) => {
+                        self.at += 1;
+                        self.space();
+                        if self.bytes.get(self.at) == Some(&b'}') {
+                            return Err(self.unexpected("a trailing comma"));
+                        }
+                        self.key()?;
+                        if self.frames.len() == 1 {
+                            field = (self.at, self.kind_here()?);
+                        }
+                        break;
+                    }
+                    (Some(b']'), true) | (Some(b'}'), false) => self.close(),
+                    (None, _) => return Err(self.unexpected("the end of the input")),
+                    (Some(_), true) => return Err(self.expected("`,` or `]`")),
+                    (Some(_), false) => return Err(self.expected("`,` or `}`")),
+                }
+            }
+        }
+    }
+
+    /// Reads a scalar whole, or opens a container. True when a container was opened that is not
+    /// empty; the scanner then stands at its first member's value.
+    fn begin_value(&mut self) -> Result<bool, Stop> {
+        match self.kind_here()? {
+            Kind::Object => {
+                self.open(false)?;
+                if self.bytes.get(self.at) == Some(&b'}') {
+                    self.close();
+                    return Ok(false);
+                }
+                self.key()?;
+                return Ok(true);
+            }
+            Kind::Array => {
+                self.open(true)?;
+                if self.bytes.get(self.at) == Some(&b']') {
+                    self.close();
+                    return Ok(false);
+                }
+                return Ok(true);
+            }
+            Kind::String => {
+                if self.string()?.lone {
+                    let pointer = self.pointer();
+                    self.find("invalid_event", pointer, LONE.into());
+                }
+            }
+            Kind::Number => self.number()?,
+            Kind::Bool if self.bytes[self.at] == b't' => self.word("true")?,
+            Kind::Bool => self.word("false")?,
+            Kind::Null => self.word("null")?,
+        }
+        Ok(false)
+    }
+
+    fn kind_here(&self) -> Result<Kind, Stop> {
+        Ok(match self.bytes.get(self.at) {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b'-' | b'0'..=b'9') => Kind::Number,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'n') => Kind::Null,
+            None => return Err(self.unexpected("the end of the input")),
+            Some(_) => return Err(self.expected("a value")),
+        })
+    }
+
+    fn open(&mut self, array: bool) -> Result<(), Stop> {
+        if self.frames.len() == DEPTH_MAX {
+            let text = format!("nested deeper than {DEPTH_MAX} levels");
+            let fault = Fault::at(self.pointer(), text.as_str());
+            return Err(Stop::Refused(Refusal::invalid(
+                "too_deep",
+                text,
+                vec![fault],
+            )));
+        }
+        self.frames.push(Frame {
+            array,
+            keys_from: self.keys.len(),
+            index: 0,
+        });
+        self.at += 1;
+        self.space();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.at += 1;
+        let Some(frame) = self.frames.pop() else {
+            return;
+        };
+        if !frame.array {
+            self.find_duplicates(frame.keys_from);
+            self.keys.truncate(frame.keys_from);
+        }
+    }
+
+    /// Reads `"key":` and the whitespace after it.
+    fn key(&mut self) -> Result<(), Stop> {
+        if self.bytes.get(self.at) != Some(&b'"') {
+            return Err(self.expected("a key in double quotes"));
+        }
+        self.key_count += 1;
+        if self.key_count > KEYS_MAX {
+            let text = format!("more than {KEYS_MAX} keys");
+            let fault = Fault::at(self.prefix, text.as_str());
+            return Err(Stop::Refused(Refusal::invalid(
+                "too_many_keys",
+                text,
+                vec![fault],
+            )));
+        }
+        let from = self.at;
+        let string = self.string()?;
+        let raw = &self.text[from..self.at];
+        let key = if string.escaped { unescaped(raw) } else { None };
+        self.keys
+            .push(key.unwrap_or_else(|| Cow::Borrowed(&raw[1..raw.len() - 1])));
+        if string.lone {
+            let pointer = self.pointer();
+            self.find("invalid_event", pointer, LONE.into());
+        }
+        self.space();
+        if self.bytes.get(self.at) != Some(&b':') {
+            return Err(self.expected("`:`"));
+        }
+        self.at += 1;
+        self.space();
+        Ok(())
+    }
+
+    /// Reads a string; the scanner stands at its opening quote.
+    fn string(&mut self) -> Result<Str, Stop> {
+        let mut found = Str {
+            escaped: false,
+            lone: false,
+        };
+        self.at += 1;
+        loop {
+            while let Some(byte) = self.bytes.get(self.at)
+                && *byte >= b' '
+                && *byte != b'"'
+                && *byte != b'\\'
+            {
+                self.at += 1;
+            }
+            match self.bytes.get(self.at) {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(found);
+                }
+                Some(b'\\') => {
+                    found.escaped = true;
+                    found.lone |= self.escape()?;
+                }
+                None => return Err(self.unexpected("the end of the input in a string")),
+                Some(_) => {
+                    return Err(self.unexpected("a control character in a string (escape it)"));
+                }
+            }
+        }
+    }
+
+    /// Reads one escape, or a pair of surrogates. True when it is half of such a pair.
+    fn escape(&mut self) -> Result<bool, Stop> {
+        match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.at += 2;
+                return Ok(false);
+            }
+            Some(b'u') => {}
+            None => return Err(self.unexpected("the end of the input in a string")),
+            Some(_) => return Err(self.unexpected("an escape that JSON does not have")),
+        }
+        let Some(first) = self.hex(self.at + 2) else {
+            return Err(self.unexpected("a `\\u` escape without four hex digits"));
+        };
+        self.at += 6;
+        if !(0xD800..0xE000).contains(&first) {
+            return Ok(false);
+        }
+        let pair = first < 0xDC00
+            && self.bytes.get(self.at) == Some(&b'\\')
+            && self.bytes.get(self.at + 1) == Some(&b'u')
+            && self
+                .hex(self.at + 2)
+                .is_some_and(|low| (0xDC00..0xE000).contains(&low));
+        if pair {
+            self.at += 6;
+        }
+        Ok(!pair)
+    }
+
+    fn hex(&self, at: usize) -> Option<u32> {
+        let digits = self.bytes.get(at..at + 4)?;
+        digits.iter().try_fold(0, |sum, digit| {
+            char::from(*digit)
+                .to_digit(16)
+                .map(|value| sum * 16 + value)
+        })
+    }
+
+    fn number(&mut self) -> Result<(), Stop> {
+        let from = self.at;
+        if self.bytes[self.at] == b'-' {
+            self.at += 1;
+        }
+        match self.bytes.get(self.at) {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits()?,
+            _ => return Err(self.expected("a digit")),
+        }
+        if matches!(self.bytes.get(self.at), Some(b'0'..=b'9' | b'x' | b'X')) {
+            return Err(self.unexpected("a number with a leading zero"));
+        }
+        if self.bytes.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        let mut exponent = false;
+        if let Some(b'e' | b'E') = self.bytes.get(self.at) {
+            exponent = true;
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.bytes.get(self.at) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        let raw = &self.text[from..self.at];
+        // Without an exponent 64 characters cannot leave the range of a double.
+        let message = if raw.len() > NUMBER_BYTES_MAX {
+            format!(
+                "a number of {} characters, at most {NUMBER_BYTES_MAX}",
+                raw.len()
+            )
+        } else if exponent && raw.parse().is_ok_and(|value: f64| value.is_infinite()) {
+            "a number too large for a double".into()
+        } else {
+            return Ok(());
+        };
+        let pointer = self.pointer();
+        self.find("number_too_large", pointer, message);
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Stop> {
+        let from = self.at;
+        while let Some(b'0'..=b'9') = self.bytes.get(self.at) {
+            self.at += 1;
+        }
+        if self.at == from {
+            Err(self.expected("a digit"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn word(&mut self, word: &'static str) -> Result<(), Stop> {
+        if self.bytes[self.at..].starts_with(word.as_bytes()) {
+            self.at += word.len();
+            Ok(())
+        } else {
+            Err(self.expected("a value"))
+        }
+    }
+
+    fn space(&mut self) {
+        self.at = skip_space(self.text, self.at);
+    }
+
+    fn find_duplicates(&mut self, keys_from: usize) {
+        let keys = &mut self.keys[keys_from..];
+        let mut twice = Vec::new();
+        if keys.len() <= PAIRWISE_MAX {
+            for (n, key) in keys.iter().enumerate() {
+                if keys[..n].contains(key) {
+                    twice.push(key.clone());
+                }
+            }
+        } else {
+            keys.sort_unstable();
+            twice.extend(
+                keys.windows(2)
+                    .filter(|two| two[0] == two[1])
+                    .map(|two| two[1].clone()),
+            );
+        }
+        twice.dedup();
+        for key in twice {
+            let outermost = self.frames.is_empty();
+            let mut pointer = self.pointer_to(keys_from);
+            pointer.push('/');
+            pointer.push_str(&segment(&key));
+            let what = if outermost { "field" } else { "key" };
+            let message = format!("duplicate {what} `{}`", shown(&key, SEGMENT_MAX));
+            self.find("duplicate_key", pointer, message);
+            if outermost && let Some(last) = self.findings.last_mut() {
+                // Twice the same field of the envelope cannot be read at all.
+                last.status = 400;
+            }
+        }
+    }
+
+    fn find(&mut self, code: &'static str, pointer: String, message: String) {
+        if self.findings.len() < FINDINGS_MAX {
+            let fault = Fault { pointer, message };
+            self.findings.push(Finding {
+                code,
+                status: 422,
+                fault,
+            });
+        }
+    }
+
+    /// Where the scanner stands.
+    fn pointer(&self) -> String {
+        self.pointer_to(self.keys.len())
+    }
+
+    /// The place of the innermost open container's member, with the keys before `keys_to`.
+    fn pointer_to(&self, keys_to: usize) -> String {
+        let mut pointer = self.prefix.to_owned();
+        for (level, frame) in self.frames.iter().enumerate() {
+            if frame.array {
+                pointer.push('/');
+                pointer.push_str(&frame.index.to_string());
+                continue;
+            }
+            let end = self
+                .frames
+                .get(level + 1)
+                .map_or(keys_to, |inner| inner.keys_from);
+            if let Some(key) = self.keys[frame.keys_from..end].last() {
+                pointer.push('/');
+                pointer.push_str(&segment(key));
+            }
+        }
+        pointer
+    }
+
+    fn unexpected(&self, what: &'static str) -> Stop {
+        Stop::Syntax {
+            at: self.at,
+            what: what.into(),
+        }
+    }
+
+    fn expected(&self, wanted: &str) -> Stop {
+        let rest = &self.text[self.at..];
+        let hint = match rest.as_bytes() {
+            [] => return self.unexpected("the end of the input"),
+            [b'\'', ..] => " (JSON has only double quotes)",
+            [b'/', b'/' | b'*', ..] | [b'#', ..] => " (JSON has no comments)",
+            [b'N' | b'I', ..] => " (JSON has no NaN and no Infinity)",
+            _ => "",
+        };
+        let found = rest.chars().next().unwrap_or_default().escape_default();
+        Stop::Syntax {
+            at: self.at,
+            what: format!("expected {wanted}, found `{found}`{hint}").into(),
+        }
+    }
+}
+
+struct Str {
+    escaped: bool,
+    lone: bool,
+}
+
+const LONE: &str = "a lone surrogate, which is no character";

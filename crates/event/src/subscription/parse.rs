@@ -1,0 +1,776 @@
+//! From what a person wrote to a [`Subscription`], or a [`Refusal`] that names all faults at once.
+//!
+//! Creating and patching go through the same gate: a patch is merged into what the person could
+//! have written, and the whole is read again. So no patch can make a subscription that could not
+//! have been created.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::{
+    DeliverySpec, FilterSpec, Ordering, RateLimit, Rules, SigningChoice, Subscription,
+    SubscriptionState, View, headers,
+};
+use crate::{
+    event::EVENT_BYTES_MAX,
+    fault::{Fault, Refusal, did_you_mean, sentence, shown},
+    filter::Filter,
+    id::{SubscriptionId, Tenant},
+    retry::RetryPolicy,
+    scan,
+    selector::Selector,
+};
+
+/// What a person may write.
+const FIELDS: [&str; 12] = [
+    "tenant",
+    "name",
+    "target_url",
+    "dialect",
+    "events",
+    "filter",
+    "view",
+    "headers",
+    "attributes",
+    "redact",
+    "delivery",
+    "signing",
+];
+const FILTER_FIELDS: [&str; 4] = ["actions", "statuses", "changed_fields", "where"];
+const DELIVERY_FIELDS: [&str; 5] = [
+    "timeout",
+    "retry",
+    "max_in_flight",
+    "rate_limit",
+    "ordering",
+];
+/// What only we write.
+const OURS: [&str; 5] = [
+    "id",
+    "created_at",
+    "updated_at",
+    "revision",
+    "disabled_reason",
+];
+
+const NAME_CHARS_MAX: usize = 200;
+const EVENTS_MAX: usize = 100;
+const ATTRIBUTES_MAX: usize = 50;
+const ATTRIBUTE_BYTES_MAX: usize = 1024;
+const TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const TIMEOUT_MAX: Duration = Duration::from_secs(30);
+const IN_FLIGHT_MAX: u32 = 256;
+/// What we show in place of a header's value.
+const HIDDEN: &str = "***";
+
+/// Reads what a person wrote to create a subscription. All faults are named at once. `id`, `state`,
+/// `revision` and the times are not theirs to give. The caller supplies `now`; the revision is the
+/// store's to set and begins as 0. The standard keys are those of contract section 4, and
+/// `signing`, see [`SigningChoice`].
+pub fn parse_new(
+    body: &[u8],
+    rules: &Rules<'_>,
+    now: Timestamp,
+) -> Result<(Subscription, SigningChoice), Refusal> {
+    let (written, faults) = read(body)?;
+    let mut form = Form { rules, faults };
+    form.names(&written);
+    if written
+        .get("headers")
+        .and_then(Value::as_object)
+        .is_some_and(|h| !h.is_empty())
+    {
+        form.hidden_headers(&written, |_| false);
+    }
+    let tenant = form.tenant(written.get("tenant"));
+    let signing = form.signing(written.get("signing"));
+    let draft = form.draft(&written);
+    match (tenant, signing, draft) {
+        (Some(tenant), Some(signing), Some(draft)) if form.faults.is_empty() => {
+            let subscription = Subscription {
+                id: SubscriptionId::fresh(),
+                tenant,
+                name: draft.name,
+                target_url: draft.target_url,
+                dialect: draft.dialect,
+                events: draft.events,
+                filter: draft.filter,
+                view: draft.view,
+                headers: draft.headers,
+                attributes: draft.attributes,
+                redact: Vec::new(),
+                delivery: draft.delivery,
+                state: SubscriptionState::Active,
+                disabled_reason: None,
+                created_at: now,
+                updated_at: now,
+                revision: 0,
+            };
+            Ok((subscription, signing))
+        }
+        _ => Err(form.refusal()),
+    }
+}
+
+/// Applies a JSON merge patch (RFC 7396) that a person wrote to a subscription. A header whose
+/// value is `***` (as we show it) keeps its value; a change of the target's host drops all custom
+/// headers that the patch does not send again (their values would otherwise leak to another host).
+pub fn parse_patch(
+    body: &[u8],
+    current: &Subscription,
+    rules: &Rules<'_>,
+    now: Timestamp,
+) -> Result<Subscription, Refusal> {
+    let (mut patch, faults) = read(body)?;
+    let mut form = Form { rules, faults };
+    form.names(&patch);
+    if patch.remove("signing").is_some() {
+        form.find(
+            "/signing",
+            "is chosen at creation; rotate-secret makes new keys",
+        );
+    }
+    if patch
+        .remove("tenant")
+        .is_some_and(|tenant| tenant != current.tenant.as_str())
+    {
+        form.find("/tenant", "cannot be changed");
+    }
+    let moved = moves(&patch, &current.target_url);
+    form.hidden_headers(&patch, |name| {
+        !moved
+            && current
+                .headers
+                .keys()
+                .any(|known| known.eq_ignore_ascii_case(name))
+    });
+    let mut written = writable(current);
+    let headers = patched_headers(current, patch.remove("headers"), moved);
+    merge(&mut written, patch);
+    written.insert("headers".into(), headers);
+    match form.draft(&written) {
+        Some(draft) if form.faults.is_empty() => Ok(Subscription {
+            name: draft.name,
+            target_url: draft.target_url,
+            dialect: draft.dialect,
+            events: draft.events,
+            filter: draft.filter,
+            view: draft.view,
+            headers: draft.headers,
+            attributes: draft.attributes,
+            delivery: draft.delivery,
+            updated_at: now,
+            ..current.clone()
+        }),
+        _ => Err(form.refusal()),
+    }
+}
+
+/// The body as fields, and what the scanner has against it.
+fn read(body: &[u8]) -> Result<(Map<String, Value>, Vec<Fault>), Refusal> {
+    if body.len() > EVENT_BYTES_MAX {
+        let got = body.len();
+        let detail = format!("a subscription is at most {EVENT_BYTES_MAX} bytes, got {got}");
+        return Err(Refusal {
+            code: "too_large",
+            status: 413,
+            detail,
+            faults: Vec::new(),
+        });
+    }
+    let document = scan::object(body)?;
+    let faults: Vec<Fault> = document
+        .findings
+        .into_iter()
+        .map(|found| found.fault)
+        .collect();
+    match serde_json::from_slice(body) {
+        Ok(written) => Ok((written, faults)),
+        // A lone surrogate or an endless number has no value that could be judged further.
+        Err(_) if !faults.is_empty() => Err(Refusal::invalid(
+            "invalid_subscription",
+            sentence("the body", &faults),
+            faults,
+        )),
+        Err(error) => Err(Refusal::unreadable(
+            "bad_json",
+            format!("the body is not JSON: {error}"),
+        )),
+    }
+}
+
+/// RFC 7396.
+fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>) {
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                target.remove(&key);
+            }
+            Value::Object(inner) => {
+                let slot = target.entry(key).or_insert(Value::Null);
+                if !slot.is_object() {
+                    *slot = Value::Object(Map::new());
+                }
+                if let Value::Object(slot) = slot {
+                    merge(slot, inner);
+                }
+            }
+            other => {
+                target.insert(key, other);
+            }
+        }
+    }
+}
+
+/// A subscription as a person could have written it.
+fn writable(current: &Subscription) -> Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(current) else {
+        // It was read from JSON; without its fields the gate refuses the patch.
+        return Map::new();
+    };
+    fields.retain(|key, _| FIELDS.contains(&key.as_str()) && key != "tenant");
+    fields
+}
+
+/// Whether a patch sends deliveries to another host.
+fn moves(patch: &Map<String, Value>, current: &str) -> bool {
+    let host = |text: &str| {
+        url::Url::parse(text).ok().and_then(|url| {
+            url.host_str()
+                .map(|host| host.strip_suffix('.').unwrap_or(host).to_owned())
+        })
+    };
+    patch
+        .get("target_url")
+        .and_then(Value::as_str)
+        .is_some_and(|new| host(new) != host(current))
+}
+
+/// The headers after a patch. Their names are compared without case, as HTTP does.
+fn patched_headers(current: &Subscription, patch: Option<Value>, moved: bool) -> Value {
+    let mut headers = Map::new();
+    if !moved {
+        headers.extend(
+            current
+                .headers
+                .iter()
+                .map(|(k, v)| (k.clone(), v.as_str().into())),
+        );
+    }
+    match patch {
+        None => {}
+        Some(Value::Object(patch)) => {
+            for (name, value) in patch {
+                if value == HIDDEN {
+                    continue;
+                }
+                headers.retain(|known, _| !known.eq_ignore_ascii_case(&name));
+                if !value.is_null() {
+                    headers.insert(name, value);
+                }
+            }
+        }
+        Some(Value::Null) => headers.clear(),
+        Some(other) => return other,
+    }
+    Value::Object(headers)
+}
+
+/// What a person decides about a subscription, checked.
+struct Draft {
+    name: String,
+    target_url: String,
+    dialect: String,
+    events: Vec<Selector>,
+    filter: FilterSpec,
+    view: View,
+    headers: BTreeMap<String, String>,
+    attributes: BTreeMap<String, String>,
+    delivery: DeliverySpec,
+}
+
+/// Reads fields one by one and keeps what is wrong with them.
+struct Form<'r> {
+    rules: &'r Rules<'r>,
+    faults: Vec<Fault>,
+}
+
+impl Form<'_> {
+    fn find(&mut self, pointer: impl Into<String>, message: impl Into<String>) {
+        self.faults.push(Fault::at(pointer, message));
+    }
+
+    fn refusal(self) -> Refusal {
+        let detail = sentence("the subscription", &self.faults);
+        Refusal::invalid("invalid_subscription", detail, self.faults)
+    }
+
+    /// Refuses names that nobody knows, or that are not the caller's to write.
+    fn names(&mut self, written: &Map<String, Value>) {
+        for key in written.keys() {
+            let pointer = format!("/{}", scan::segment(key));
+            if OURS.contains(&key.as_str()) {
+                self.find(pointer, "is read-only: it is ours to set");
+            } else if key == "state" {
+                self.find(pointer, "is changed by the pause and resume routes");
+            } else if key == "secret" || key == "secrets" {
+                self.find(
+                    pointer,
+                    "is made by us and shown once; see `signing` and rotate-secret",
+                );
+            } else if !FIELDS.contains(&key.as_str()) {
+                self.unknown(pointer, key, &FIELDS);
+            }
+        }
+        for (outer, known) in [
+            ("filter", &FILTER_FIELDS[..]),
+            ("delivery", &DELIVERY_FIELDS),
+        ] {
+            let Some(Value::Object(inner)) = written.get(outer) else {
+                continue;
+            };
+            for key in inner.keys().filter(|key| !known.contains(&key.as_str())) {
+                self.unknown(format!("/{outer}/{}", scan::segment(key)), key, known);
+            }
+        }
+    }
+
+    fn unknown(&mut self, pointer: String, key: &str, known: &[&str]) {
+        let near = did_you_mean(key, known.iter().copied());
+        self.find(pointer, format!("unknown field `{}`{near}", shown(key, 64)));
+    }
+
+    /// A value that we show hidden can only stand for one that we still hold.
+    fn hidden_headers(&mut self, written: &Map<String, Value>, held: impl Fn(&str) -> bool) {
+        let Some(Value::Object(headers)) = written.get("headers") else {
+            return;
+        };
+        for (name, value) in headers {
+            if *value == HIDDEN && !held(name) {
+                let pointer = format!("/headers/{}", scan::segment(name));
+                self.find(
+                    pointer,
+                    "`***` is how a value is hidden; send the value itself",
+                );
+            }
+        }
+    }
+
+    fn tenant(&mut self, value: Option<&Value>) -> Option<Tenant> {
+        let Some(value) = value else {
+            if self.rules.tenant.is_none() {
+                self.find("/tenant", "is required");
+            }
+            return self.rules.tenant.cloned();
+        };
+        let text = self.text("/tenant", value)?;
+        let tenant = Tenant::parse(text)
+            .map_err(|bad| self.find("/tenant", bad.0))
+            .ok()?;
+        if self.rules.tenant.is_some_and(|bound| *bound != tenant) {
+            self.find("/tenant", "is not the tenant that the caller may manage");
+            return None;
+        }
+        Some(tenant)
+    }
+
+    fn draft(&mut self, written: &Map<String, Value>) -> Option<Draft> {
+        let name = match written.get("name") {
+            Some(value) => self.name(value),
+            None => Some(String::new()),
+        };
+        let target_url = self.target_url(written.get("target_url"));
+        let dialect = match written.get("dialect") {
+            Some(value) => self.dialect(value),
+            None => Some("standard".into()),
+        };
+        let events = self.events(written.get("events"));
+        let filter = match written.get("filter") {
+            Some(value) => self.filter(value),
+            None => Some(FilterSpec::default()),
+        };
+        let view = match written.get("view") {
+            Some(value) => self.view(value),
+            None => Some(View::default()),
+        };
+        let headers = match written.get("headers") {
+            Some(value) => self.headers(value),
+            None => Some(BTreeMap::new()),
+        };
+        let attributes = match written.get("attributes") {
+            Some(value) => self.attributes(value),
+            None => Some(BTreeMap::new()),
+        };
+        if let Some(value) = written.get("redact") {
+            self.redact(value);
+        }
+        let delivery = match written.get("delivery") {
+            Some(value) => self.delivery(value),
+            None => Some(DeliverySpec::default()),
+        };
+        Some(Draft {
+            name: name?,
+            target_url: target_url?,
+            dialect: dialect?,
+            events: events?,
+            filter: filter?,
+            view: view?,
+            headers: headers?,
+            attributes: attributes?,
+            delivery: delivery?,
+        })
+    }
+
+    fn name(&mut self, value: &Value) -> Option<String> {
+        let name = self.text("/name", value)?;
+        let chars = name.chars().count();
+        if chars > NAME_CHARS_MAX {
+            self.find(
+                "/name",
+                format!("must be at most {NAME_CHARS_MAX} characters, got {chars}"),
+            );
+            return None;
+        }
+        Some(name.into())
+    }
+
+    fn target_url(&mut self, value: Option<&Value>) -> Option<String> {
+        let Some(value) = value else {
+            self.find("/target_url", "is required");
+            return None;
+        };
+        // Its control characters are the URL check's to refuse.
+        let Value::String(text) = value else {
+            self.wrong_kind("/target_url", "a string", value);
+            return None;
+        };
+        match self.rules.target.check_url(text) {
+            Ok(url) => Some(url.into()),
+            Err(faults) => {
+                for fault in faults {
+                    self.find(format!("/target_url{}", fault.pointer), fault.message);
+                }
+                None
+            }
+        }
+    }
+
+    fn dialect(&mut self, value: &Value) -> Option<String> {
+        let name = self.text("/dialect", value)?;
+        if !self.rules.dialects.contains(&name) {
+            let near = did_you_mean(name, self.rules.dialects.iter().copied());
+            self.find(
+                "/dialect",
+                format!("unknown dialect `{}`{near}", shown(name, 64)),
+            );
+            return None;
+        }
+        Some(name.into())
+    }
+
+    fn events(&mut self, value: Option<&Value>) -> Option<Vec<Selector>> {
+        let entries = match value {
+            Some(Value::Array(entries)) => entries,
+            Some(other) => {
+                self.wrong_kind("/events", "an array such as [\"appointment.*\"]", other);
+                return None;
+            }
+            None => {
+                self.find(
+                    "/events",
+                    "is required, for example [\"appointment.*\"] or [\"*\"]",
+                );
+                return None;
+            }
+        };
+        if entries.is_empty() || entries.len() > EVENTS_MAX {
+            let got = entries.len();
+            self.find(
+                "/events",
+                format!("must have 1 to {EVENTS_MAX} entries, got {got}"),
+            );
+            return None;
+        }
+        let mut events = Vec::with_capacity(entries.len());
+        for (n, entry) in entries.iter().enumerate() {
+            let pointer = format!("/events/{n}");
+            let Some(text) = self.text(&pointer, entry) else {
+                continue;
+            };
+            let parsed = match text.strip_prefix("client.") {
+                // The synonym that services know the customer by.
+                Some(action) => Selector::parse(&format!("customer.{action}")),
+                None => Selector::parse(text),
+            };
+            match parsed {
+                Ok(selector) if events.contains(&selector) => {}
+                Ok(selector) => events.push(selector),
+                Err(bad) => self.find(pointer, bad.0),
+            }
+        }
+        Some(events)
+    }
+
+    fn filter(&mut self, value: &Value) -> Option<FilterSpec> {
+        let fields = self.object("/filter", value)?;
+        let before = self.faults.len();
+        let mut list = |name: &str| match fields.get(name) {
+            Some(value) => self.texts(&format!("/filter/{name}"), value),
+            None => Vec::new(),
+        };
+        let mut spec = FilterSpec {
+            actions: list("actions"),
+            statuses: list("statuses"),
+            changed_fields: list("changed_fields"),
+            expression: None,
+        };
+        spec.expression = match fields.get("where") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(other) => {
+                self.wrong_kind("/filter/where", "a string", other);
+                None
+            }
+        };
+        // With a list that could not be read whole the entries' numbers would be wrong.
+        if self.faults.len() == before
+            && let Err(faults) = Filter::compile(&spec)
+        {
+            for fault in faults {
+                self.find(format!("/filter{}", fault.pointer), fault.message);
+            }
+        }
+        Some(spec)
+    }
+
+    fn view(&mut self, value: &Value) -> Option<View> {
+        let name = self.text("/view", value)?;
+        let known = [
+            ("basic", View::Basic),
+            ("full", View::Full),
+            ("extended", View::Extended),
+        ];
+        let view = known
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, view)| *view);
+        if view.is_none() {
+            let near = did_you_mean(name, known.map(|(known, _)| known));
+            self.find(
+                "/view",
+                format!("must be `basic`, `full` or `extended`{near}"),
+            );
+        }
+        view
+    }
+
+    fn headers(&mut self, value: &Value) -> Option<BTreeMap<String, String>> {
+        let fields = self.object("/headers", value)?;
+        let mut headers = BTreeMap::new();
+        for (name, value) in fields {
+            let pointer = format!("/headers/{}", scan::segment(name));
+            let Value::String(value) = value else {
+                self.wrong_kind(&pointer, "a string", value);
+                continue;
+            };
+            if let Err(message) = headers::check(name, value) {
+                self.find(pointer, message);
+            } else if headers
+                .insert(name.to_ascii_lowercase(), value.clone())
+                .is_some()
+            {
+                self.find(pointer, "is given twice: header names have no case");
+            }
+        }
+        if let Err(message) = headers::check_all(&headers) {
+            self.find("/headers", message);
+        }
+        Some(headers)
+    }
+
+    fn attributes(&mut self, value: &Value) -> Option<BTreeMap<String, String>> {
+        let fields = self.object("/attributes", value)?;
+        if fields.len() > ATTRIBUTES_MAX {
+            let got = fields.len();
+            self.find(
+                "/attributes",
+                format!("must have at most {ATTRIBUTES_MAX} entries, got {got}"),
+            );
+            return None;
+        }
+        let mut attributes = BTreeMap::new();
+        for (name, value) in fields {
+            let pointer = format!("/attributes/{}", scan::segment(name));
+            let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+            if name.is_empty() || name.len() > 64 || !name.bytes().all(word) {
+                self.find(&pointer, "the name must be 1 to 64 of `A-Za-z0-9_-.`");
+            }
+            let Some(text) = self.text(&pointer, value) else {
+                continue;
+            };
+            if text.len() > ATTRIBUTE_BYTES_MAX {
+                let got = text.len();
+                self.find(
+                    pointer,
+                    format!("must be at most {ATTRIBUTE_BYTES_MAX} bytes, got {got}"),
+                );
+                continue;
+            }
+            attributes.insert(name.clone(), text.into());
+        }
+        Some(attributes)
+    }
+
+    fn redact(&mut self, value: &Value) {
+        match value {
+            Value::Array(entries) if entries.is_empty() => {}
+            Value::Array(_) => self.find(
+                "/redact",
+                "is reserved and does not exist yet; leave it empty",
+            ),
+            other => self.wrong_kind("/redact", "an array", other),
+        }
+    }
+
+    fn delivery(&mut self, value: &Value) -> Option<DeliverySpec> {
+        let fields = self.object("/delivery", value)?;
+        let mut spec = DeliverySpec::default();
+        if let Some(value) = fields.get("timeout") {
+            let range = TIMEOUT_MIN..=TIMEOUT_MAX;
+            let parsed = value
+                .as_str()
+                .and_then(|text| humantime::parse_duration(text).ok());
+            match parsed.filter(|timeout| range.contains(timeout)) {
+                Some(timeout) => spec.timeout = timeout,
+                None => {
+                    self.find(
+                        "/delivery/timeout",
+                        "must be a duration from \"1s\" to \"30s\"",
+                    );
+                }
+            }
+        }
+        if let Some(value) = fields.get("retry") {
+            match RetryPolicy::try_from(value.clone()) {
+                Ok(policy) => spec.retry = policy,
+                Err(message) => self.find("/delivery/retry", message),
+            }
+        }
+        if let Some(value) = fields.get("max_in_flight") {
+            let parsed = value.as_u64().and_then(|n| u32::try_from(n).ok());
+            match parsed.filter(|n| (1..=IN_FLIGHT_MAX).contains(n)) {
+                Some(n) => spec.max_in_flight = n,
+                None => self.find(
+                    "/delivery/max_in_flight",
+                    format!("must be a whole number from 1 to {IN_FLIGHT_MAX}"),
+                ),
+            }
+        }
+        match fields.get("rate_limit") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) => match RateLimit::try_from(shown(text, 40)) {
+                Ok(limit) => spec.rate_limit = Some(limit),
+                Err(message) => self.find("/delivery/rate_limit", message),
+            },
+            Some(other) => {
+                self.wrong_kind("/delivery/rate_limit", "a string such as \"50/s\"", other);
+            }
+        }
+        if let Some(value) = fields.get("ordering") {
+            spec.ordering = self.ordering(value);
+        }
+        Some(spec)
+    }
+
+    fn ordering(&mut self, value: &Value) -> Ordering {
+        const AT: &str = "/delivery/ordering";
+        match value.as_str() {
+            Some("none") => {}
+            Some("strict") => self.find(AT, "strict ordering is reserved and does not exist yet"),
+            Some("latest") => self.find(AT, "latest ordering does not exist yet; use `none`"),
+            Some(other) => {
+                let near = did_you_mean(other, ["none", "latest", "strict"]);
+                self.find(AT, format!("unknown ordering `{}`{near}", shown(other, 64)));
+            }
+            None => self.wrong_kind(AT, "a string", value),
+        }
+        Ordering::None
+    }
+
+    fn signing(&mut self, value: Option<&Value>) -> Option<SigningChoice> {
+        let Some(value) = value else {
+            return Some(SigningChoice {
+                v1: true,
+                v1a: false,
+            });
+        };
+        let Value::Array(entries) = value else {
+            self.wrong_kind("/signing", "an array of `v1` and `v1a`", value);
+            return None;
+        };
+        let mut choice = SigningChoice {
+            v1: false,
+            v1a: false,
+        };
+        for (n, entry) in entries.iter().enumerate() {
+            match entry.as_str() {
+                Some("v1") => choice.v1 = true,
+                Some("v1a") => choice.v1a = true,
+                _ => self.find(format!("/signing/{n}"), "must be `v1` or `v1a`"),
+            }
+        }
+        if entries.is_empty() {
+            self.find("/signing", "must name `v1`, `v1a`, or both");
+        }
+        Some(choice)
+    }
+
+    fn text<'v>(&mut self, pointer: &str, value: &'v Value) -> Option<&'v str> {
+        let Value::String(text) = value else {
+            self.wrong_kind(pointer, "a string", value);
+            return None;
+        };
+        if text.chars().any(char::is_control) {
+            self.find(pointer, "must not contain control characters");
+            return None;
+        }
+        Some(text)
+    }
+
+    fn texts(&mut self, pointer: &str, value: &Value) -> Vec<String> {
+        let Value::Array(entries) = value else {
+            self.wrong_kind(pointer, "an array of strings", value);
+            return Vec::new();
+        };
+        let mut texts = Vec::with_capacity(entries.len());
+        for (n, entry) in entries.iter().enumerate() {
+            texts.extend(
+                self.text(&format!("{pointer}/{n}"), entry)
+                    .map(str::to_owned),
+            );
+        }
+        texts
+    }
+
+    fn object<'v>(&mut self, pointer: &str, value: &'v Value) -> Option<&'v Map<String, Value>> {
+        let object = value.as_object();
+        if object.is_none() {
+            self.wrong_kind(pointer, "an object", value);
+        }
+        object
+    }
+
+    fn wrong_kind(&mut self, pointer: &str, wanted: &str, got: &Value) {
+        let got = match got {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
+            Value::Object(_) => "an object",
+        };
+        self.find(pointer, format!("must be {wanted}, got {got}"));
+    }
+}
