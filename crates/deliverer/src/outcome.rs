@@ -1,0 +1,137 @@
+//! What came of one attempt, as values: the client makes it, the verdict reads it, the delivery
+//! remembers it. Pure.
+
+use std::time::Duration;
+
+use event::{delivery::AttemptRecord, reason::AttemptError};
+use jiff::Timestamp;
+
+/// What came of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// The status, where one came.
+    pub(crate) status: Option<u16>,
+    /// What went wrong; `None` is success.
+    pub(crate) error: Option<AttemptError>,
+    /// One phrase for people. It names no address and no header value.
+    pub(crate) detail: String,
+    /// The `Retry-After` header as sent, at most [`RETRY_AFTER_BYTES_MAX`].
+    pub(crate) retry_after: Option<String>,
+    /// The beginning of the response's body, made safe to show.
+    pub(crate) response: Option<String>,
+    /// From connecting to the last byte read.
+    pub(crate) took: Duration,
+}
+
+/// No valid date or number of seconds is longer.
+pub(crate) const RETRY_AFTER_BYTES_MAX: usize = 64;
+/// How much of a response travels with the delivery.
+const RESPONSE_BYTES_MAX: usize = 1024;
+const DETAIL_BYTES_MAX: usize = 256;
+
+impl Outcome {
+    /// An attempt that ended without a status.
+    pub(crate) fn failed(error: AttemptError, detail: impl Into<String>) -> Self {
+        Self {
+            status: None,
+            error: Some(error),
+            detail: detail.into(),
+            retry_after: None,
+            response: None,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// An attempt that was answered. The status decides, whatever becomes of the body.
+    pub(crate) fn answered(status: u16) -> Self {
+        let error = match status {
+            200..=299 => None,
+            300..=399 => Some(AttemptError::RedirectNotFollowed),
+            _ => Some(AttemptError::Status),
+        };
+        Self {
+            status: Some(status),
+            error,
+            detail: format!("status {status}"),
+            retry_after: None,
+            response: None,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// The attempt as the delivery remembers it.
+    pub(crate) fn record(&self, number: u32, at: Timestamp) -> AttemptRecord {
+        AttemptRecord {
+            number,
+            at,
+            duration_ms: u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
+            status: self.status,
+            error: self.error,
+            detail: self.error.map(|_| safe(&self.detail, DETAIL_BYTES_MAX)),
+            response: self.response.clone(),
+        }
+    }
+}
+
+/// The beginning of a response's body as text that can be shown: control characters and those
+/// that turn the reading direction are escaped, so that it cannot pretend to be something else in
+/// a terminal or a log.
+pub(crate) fn shown(body: &[u8]) -> String {
+    let head = &body[..body.len().min(RESPONSE_BYTES_MAX)];
+    safe(&String::from_utf8_lossy(head), RESPONSE_BYTES_MAX)
+}
+
+fn safe(text: &str, bytes_max: usize) -> String {
+    let mut safe = String::with_capacity(text.len().min(bytes_max));
+    for c in text.chars() {
+        let before = safe.len();
+        match c {
+            '\n' | '\t' => safe.push(c),
+            c if c.is_control() || turns_direction(c) => safe.extend(c.escape_default()),
+            c => safe.push(c),
+        }
+        if safe.len() > bytes_max {
+            safe.truncate(before);
+            break;
+        }
+    }
+    safe
+}
+
+fn turns_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_2xx_is_success() {
+        let error = |status| Outcome::answered(status).error;
+        for status in [200, 201, 202, 204, 299] {
+            assert_eq!(error(status), None, "{status}");
+        }
+        for status in [300, 301, 304, 308, 399] {
+            assert_eq!(
+                error(status),
+                Some(AttemptError::RedirectNotFollowed),
+                "{status}"
+            );
+        }
+        for status in [101, 199, 400, 410, 429, 500, 600, 999] {
+            assert_eq!(error(status), Some(AttemptError::Status), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_response_is_shown_short_and_harmless() {
+        assert_eq!(shown(b"no such hook\n"), "no such hook\n");
+        assert_eq!(shown(b"\x1b[31mred\x00"), "\\u{1b}[31mred\\u{0}");
+        assert_eq!(shown("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+        assert_eq!(shown(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+        assert_eq!(shown(&[b'x'; 20_000]).len(), RESPONSE_BYTES_MAX);
+        assert!(shown(&[0; 20_000]).len() <= RESPONSE_BYTES_MAX);
+        assert!(shown("é".repeat(2000).as_bytes()).len() <= RESPONSE_BYTES_MAX);
+    }
+}

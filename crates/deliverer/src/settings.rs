@@ -1,0 +1,178 @@
+//! `[delivery]` and `[egress]` of the settings: every bound of the deliverer has its number here.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use event::target::TargetRules;
+use ipnet::IpNet;
+
+/// `[delivery]` of the settings.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Attempts under way at once in this process; 1 to 10000. What waits for its turn or its
+    /// confirm is bounded to four times as many.
+    pub max_in_flight: usize,
+    /// How long a stop waits for what is under way; 1 s to 10 min. What is not done by then
+    /// stays the broker's and is delivered again.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// The longest a connection may take, TLS included; 100 ms to 30 s, within the attempt's own
+    /// timeout.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How long an idle connection is kept for the next delivery; 1 s to 10 min.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How much of a response's body is read and kept; at most 1 MiB.
+    pub response_max: ByteSize,
+    /// How long a response's body is read after its status came; 10 ms to 30 s.
+    #[serde(with = "humantime_serde")]
+    pub response_timeout: Duration,
+    /// The longest a delivery waits in the process for its endpoint; longer ones wait on the
+    /// retry ladder, where they hold nothing up. At most 10 s.
+    #[serde(with = "humantime_serde")]
+    pub wait_max: Duration,
+    /// After how many timeouts and connection errors in a row an endpoint is left alone for a
+    /// while; 1 to 1000.
+    pub breaker_failures: u32,
+    /// The longest such pause; the first is 1 s and each doubles. 1 s to 1 h.
+    #[serde(with = "humantime_serde")]
+    pub breaker_pause_max: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 256,
+            grace: Duration::from_secs(25),
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(30),
+            response_max: ByteSize::kib(16),
+            response_timeout: Duration::from_secs(2),
+            wait_max: Duration::from_millis(200),
+            breaker_failures: 4,
+            breaker_pause_max: Duration::from_mins(5),
+        }
+    }
+}
+
+impl Settings {
+    /// What is out of bounds, with the key's name.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let mut within = |key, holds: bool, bounds: &str| {
+            if !holds {
+                faults.push((key, format!("must be {bounds}")));
+            }
+        };
+        let ms = Duration::from_millis;
+        let secs = Duration::from_secs;
+        within(
+            "delivery.max_in_flight",
+            (1..=10_000).contains(&self.max_in_flight),
+            "1 to 10000",
+        );
+        within(
+            "delivery.grace",
+            (secs(1)..=secs(600)).contains(&self.grace),
+            "1s to 10min",
+        );
+        within(
+            "delivery.connect_timeout",
+            (ms(100)..=secs(30)).contains(&self.connect_timeout),
+            "100ms to 30s",
+        );
+        within(
+            "delivery.idle_timeout",
+            (secs(1)..=secs(600)).contains(&self.idle_timeout),
+            "1s to 10min",
+        );
+        within(
+            "delivery.response_max",
+            self.response_max <= ByteSize::mib(1),
+            "at most 1MiB",
+        );
+        within(
+            "delivery.response_timeout",
+            (ms(10)..=secs(30)).contains(&self.response_timeout),
+            "10ms to 30s",
+        );
+        within(
+            "delivery.wait_max",
+            self.wait_max <= secs(10),
+            "at most 10s",
+        );
+        within(
+            "delivery.breaker_failures",
+            (1..=1000).contains(&self.breaker_failures),
+            "1 to 1000",
+        );
+        within(
+            "delivery.breaker_pause_max",
+            (secs(1)..=secs(3600)).contains(&self.breaker_pause_max),
+            "1s to 1h",
+        );
+        faults
+    }
+}
+
+/// `[egress]` of the settings: where deliveries may go.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Networks exempt from the address guard, such as `127.0.0.0/8` for local trials.
+    pub allow: Vec<IpNet>,
+    /// Whether plain `http` is refused (except to what `allow` covers).
+    pub require_https: bool,
+    /// A PEM file with authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self {
+            allow: Vec::new(),
+            require_https: true,
+            ca_file: None,
+        }
+    }
+}
+
+impl Egress {
+    /// The rules that every target is judged by, at subscribing and at each attempt.
+    pub fn rules(&self) -> TargetRules {
+        TargetRules {
+            allow: self.allow.clone(),
+            require_https: self.require_https,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_within_their_bounds() {
+        assert_eq!(Settings::default().faults(), []);
+        assert!(Egress::default().rules().require_https);
+    }
+
+    #[test]
+    fn every_number_out_of_bounds_is_named_with_its_key() {
+        let settings = Settings {
+            max_in_flight: 0,
+            grace: Duration::ZERO,
+            connect_timeout: Duration::ZERO,
+            idle_timeout: Duration::ZERO,
+            response_max: ByteSize::gib(1),
+            response_timeout: Duration::ZERO,
+            wait_max: Duration::from_mins(1),
+            breaker_failures: 0,
+            breaker_pause_max: Duration::ZERO,
+        };
+        let keys: Vec<_> = settings.faults().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys.len(), 9, "{keys:?}");
+    }
+}

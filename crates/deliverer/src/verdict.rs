@@ -1,0 +1,152 @@
+//! What follows from an attempt: delivered, tried again, or dead. Pure, total, and never earlier
+//! than the policy's schedule.
+
+use std::time::Duration;
+
+use event::{
+    reason::{AttemptError, DeadReason},
+    retry::RetryPolicy,
+};
+use jiff::{SignedDuration, Timestamp, civil, fmt::rfc2822, tz::TimeZone};
+
+use crate::outcome::Outcome;
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It arrived.
+    Delivered,
+    /// It is tried again then.
+    RetryAt(Timestamp),
+    /// It is not tried again.
+    Dead(DeadReason, String),
+}
+
+/// What an attempt is judged against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case<'a> {
+    /// Attempts made, this one included.
+    pub(crate) attempts: u32,
+    /// The subscription's policy.
+    pub(crate) policy: &'a RetryPolicy,
+    /// The event's `expires_at`.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// When the attempt ended.
+    pub(crate) now: Timestamp,
+    /// In `[0, 1)`: by how much of [`JITTER`] the wait grows.
+    pub(crate) jitter: f64,
+}
+
+/// A wait grows by at most this share of itself, so that what failed together does not come back
+/// together. It never shrinks.
+const JITTER: f64 = 0.1;
+/// The longest an endpoint may put a retry off by `Retry-After`.
+const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// A `Retry-After` further away than this is a mistake, and is ignored.
+const RETRY_AFTER_SANE: SignedDuration = SignedDuration::from_hours(24 * 366);
+/// A target we may not dial stays so: a few tries cover an operator's mistake, more are noise.
+const NOT_ALLOWED_TRIES: u32 = 3;
+/// "Too large" and "unsupported media type" speak of the request itself, which does not change.
+const UNFIT_TRIES: u32 = 3;
+
+/// Judges an attempt.
+pub(crate) fn decide(outcome: &Outcome, case: &Case<'_>) -> Verdict {
+    let Some(error) = outcome.error else {
+        return Verdict::Delivered;
+    };
+    if let Some((reason, detail)) = final_by_itself(outcome, error, case.attempts) {
+        return Verdict::Dead(reason, detail);
+    }
+    let Some(delay) = case.policy.delay_after(case.attempts) else {
+        let tried = match case.attempts {
+            1 => "the only attempt".into(),
+            n => format!("all {n} attempts"),
+        };
+        return Verdict::Dead(
+            DeadReason::Exhausted,
+            format!("{tried} failed, the last with {error}: {}", outcome.detail),
+        );
+    };
+    let due = due(case, delay, asked_pause(outcome, case.now));
+    match case.expires_at {
+        Some(end) if end <= due => Verdict::Dead(
+            DeadReason::Expired,
+            format!("the event expires at {end}, before the next attempt would be due"),
+        ),
+        _ => Verdict::RetryAt(due),
+    }
+}
+
+/// The ends that no policy puts off.
+fn final_by_itself(
+    outcome: &Outcome,
+    error: AttemptError,
+    attempts: u32,
+) -> Option<(DeadReason, String)> {
+    match (outcome.status, error) {
+        (Some(410), _) => Some((
+            DeadReason::Gone,
+            "the endpoint answered 410: it is gone for good".into(),
+        )),
+        (Some(status @ (413 | 415)), _) if attempts >= UNFIT_TRIES => Some((
+            DeadReason::Refused,
+            format!("the endpoint answered {status}, and the request cannot change"),
+        )),
+        (_, AttemptError::TargetNotAllowed) if attempts >= NOT_ALLOWED_TRIES => Some((
+            DeadReason::TargetNotAllowed,
+            "the target is not one we may dial".into(),
+        )),
+        _ => None,
+    }
+}
+
+fn due(case: &Case<'_>, delay: Duration, asked: Option<SignedDuration>) -> Timestamp {
+    let stretched = |wait: Duration| {
+        let wait = wait.mul_f64(1.0 + JITTER * case.jitter.clamp(0.0, 1.0));
+        SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)
+    };
+    let scheduled = stretched(delay);
+    let asked = asked.map_or(SignedDuration::ZERO, |pause| {
+        stretched(pause.unsigned_abs()).min(RETRY_AFTER_MAX)
+    });
+    case.now
+        .saturating_add(scheduled.max(asked))
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// How long the endpoint asked to be left alone: `Retry-After` on 429 and 503, bounded.
+pub(crate) fn asked_pause(outcome: &Outcome, now: Timestamp) -> Option<SignedDuration> {
+    if !matches!(outcome.status, Some(429 | 503)) {
+        return None;
+    }
+    let pause = retry_after(outcome.retry_after.as_deref()?, now)?;
+    Some(pause.min(RETRY_AFTER_MAX))
+}
+
+/// Reads a `Retry-After`: whole seconds, or a date in any of HTTP's three forms. What is neither,
+/// lies in the past or is absurdly far away says nothing.
+fn retry_after(text: &str, now: Timestamp) -> Option<SignedDuration> {
+    let text = text.trim_matches([' ', '\t']);
+    let pause = if text.bytes().all(|b| b.is_ascii_digit()) {
+        SignedDuration::from_secs(text.parse().ok()?)
+    } else {
+        http_date(text)?.duration_since(now)
+    };
+    (SignedDuration::ZERO < pause && pause <= RETRY_AFTER_SANE).then_some(pause)
+}
+
+fn http_date(text: &str) -> Option<Timestamp> {
+    // IMF-fixdate is an RFC 2822 date; the two older forms are spelled out.
+    if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {
+        return Some(at);
+    }
+    ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"]
+        .into_iter()
+        .find_map(|form| {
+            let at = civil::DateTime::strptime(form, text).ok()?;
+            TimeZone::UTC.to_timestamp(at).ok()
+        })
+}
+
+#[cfg(test)]
+mod tests;
