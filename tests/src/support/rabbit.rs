@@ -25,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) tls: Option<Tls>,
     /// More lines for `rabbitmq.conf`.
     pub(crate) extra_conf: String,
+    /// The text of an `advanced.config`.
+    pub(crate) advanced: Option<&'static str>,
     /// Plugins by name; none unless the test is about one.
     pub(crate) plugins: Vec<&'static str>,
 }
@@ -65,6 +67,9 @@ impl Rabbit {
             "plugins.wanted",
             &format!("[{}].\n", options.plugins.join(",")),
         );
+        if let Some(advanced) = options.advanced {
+            write(&folder, "advanced.config", advanced);
+        }
         folder.start_service("rabbitmq").await;
         Self { folder, tls_port }
     }
