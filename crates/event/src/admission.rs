@@ -17,6 +17,9 @@ use crate::{
     scan::{self, Document, Field, Finding, Kind},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What is known about an event besides its bytes.
 #[derive(Debug, Clone)]
 pub struct Envelope<'a> {
@@ -138,8 +141,8 @@ impl Batch<'_> {
         for line in text.split_inclusive('\n') {
             let end = from + line.len();
             if !line.trim_ascii().is_empty() {
-                // The text up to the line's end, so that line and column count from its start.
-                let upto = &text[..end];
+                // The text up to the line's end, so that lines are counted over the whole body.
+                let upto = &text[..from + line.trim_ascii_end().len()];
                 let prefix = format!("/{index}");
                 let document = scan::scan(upto, from, &prefix)?;
                 scan::nothing_after(upto, document.end)?;
