@@ -26,7 +26,7 @@ pub(crate) struct Options {
     /// More lines for `rabbitmq.conf`.
     pub(crate) extra_conf: String,
     /// The text of an `advanced.config`.
-    pub(crate) advanced: Option<&'static str>,
+    pub(crate) advanced: Option<String>,
     /// Plugins by name; none unless the test is about one.
     pub(crate) plugins: Vec<&'static str>,
 }
@@ -68,7 +68,7 @@ impl Rabbit {
             &format!("[{}].\n", options.plugins.join(",")),
         );
         if let Some(advanced) = options.advanced {
-            write(&folder, "advanced.config", advanced);
+            write(&folder, "advanced.config", &advanced);
         }
         folder.start_service("rabbitmq").await;
         Self { folder, tls_port }
