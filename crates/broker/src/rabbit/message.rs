@@ -1,0 +1,269 @@
+//! Parcels in AMQP's terms, and back.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    message::Delivery,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use crate::{
+    ladder::{self, Step},
+    parcel::{DUE_HEADER, Parcel, Route},
+    topology,
+};
+
+/// Headers of ours; all others are forgeable noise.
+const OURS: &str = "x-postrider-";
+/// How often a quorum queue took the message back.
+const RETURNS: &str = "x-delivery-count";
+/// AMQP's delivery mode for messages that survive a restart.
+const PERSISTENT: u8 = 2;
+/// AMQP's bound for ids, keys and content types.
+const SHORT_MAX: usize = 255;
+
+/// A parcel with its address and properties.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) exchange: &'static str,
+    pub(super) key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) message_id: String,
+    pub(super) body: Bytes,
+}
+
+impl Outgoing {
+    pub(super) fn of(parcel: Parcel, now: SystemTime) -> Self {
+        let Parcel {
+            route,
+            message_id,
+            content_type,
+            content_encoding,
+            headers,
+            body,
+        } = parcel;
+        let (exchange, key, due) = address(&route, now);
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            if name != DUE_HEADER {
+                table.insert(short(&name), AMQPValue::LongString(value.into()));
+            }
+        }
+        if let Some(due) = due {
+            let due = unix_ms(due).to_string();
+            table.insert(DUE_HEADER.into(), AMQPValue::LongString(due.into()));
+        }
+        let id = short(&message_id);
+        let message_id = id.as_str().to_owned();
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(id);
+        if !table.inner().is_empty() {
+            properties = properties.with_headers(table);
+        }
+        if let Some(content_type) = content_type {
+            properties = properties.with_content_type(short(&content_type));
+        }
+        if let Some(encoding) = content_encoding {
+            properties = properties.with_content_encoding(short(&encoding));
+        }
+        Self {
+            exchange,
+            key,
+            properties,
+            message_id,
+            body,
+        }
+    }
+}
+
+/// Exchange, routing key and due time of a route.
+fn address(route: &Route, now: SystemTime) -> (&'static str, ShortString, Option<SystemTime>) {
+    match route {
+        Route::Events { routing_key } => (topology::EVENTS, short(routing_key), None),
+        Route::Deliver => (topology::DELIVER, topology::DELIVER.into(), None),
+        Route::DeliverAt(due) => match ladder::step(remaining(*due, now)) {
+            Step::Due => (topology::DELIVER, topology::DELIVER.into(), Some(*due)),
+            Step::Wait(tier) => (topology::RETRY, tier.name.into(), Some(*due)),
+        },
+        Route::Dead => (topology::DEAD, "".into(), None),
+        Route::Quarantine => (topology::QUARANTINE, "".into(), None),
+    }
+}
+
+pub(super) fn remaining(due: SystemTime, now: SystemTime) -> Duration {
+    // An error means that it is due already.
+    due.duration_since(now).unwrap_or_default()
+}
+
+fn unix_ms(time: SystemTime) -> u128 {
+    // Rounded up: a millisecond early is early.
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros()
+        .div_ceil(1000)
+}
+
+/// At most 255 bytes of a text, cut between characters.
+fn short(text: &str) -> ShortString {
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=text.len().min(SHORT_MAX))
+        .rev()
+        .find(fits)
+        .unwrap_or_default();
+    text[..end].into()
+}
+
+/// What a delivery says besides its body.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) message_id: Option<String>,
+    pub(super) content_type: Option<String>,
+    pub(super) content_encoding: Option<String>,
+    pub(super) user_id: Option<String>,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) source: String,
+    pub(super) redelivered: bool,
+    pub(super) returns: u32,
+    pub(super) body: Bytes,
+}
+
+impl Incoming {
+    pub(super) fn of(delivery: Delivery) -> Self {
+        let text =
+            |short: &Option<ShortString>| short.as_ref().map(|text| text.as_str().to_owned());
+        let properties = &delivery.properties;
+        let mut headers = Vec::new();
+        let mut returns = 0;
+        for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+            if name.as_str().starts_with(OURS) {
+                if let Some(value) = header_text(value) {
+                    headers.push((name.as_str().to_owned(), value));
+                }
+            } else if name.as_str() == RETURNS {
+                returns = header_number(value);
+            }
+        }
+        Self {
+            message_id: text(properties.message_id()),
+            content_type: text(properties.content_type()),
+            content_encoding: text(properties.content_encoding()),
+            user_id: text(properties.user_id()),
+            headers,
+            source: format!("{}/{}", delivery.exchange, delivery.routing_key),
+            redelivered: delivery.redelivered,
+            returns,
+            body: delivery.data.into(),
+        }
+    }
+
+    /// When it is due, where it says so.
+    pub(super) fn due(&self) -> Option<SystemTime> {
+        let (_, due) = self.headers.iter().find(|(name, _)| name == DUE_HEADER)?;
+        Some(UNIX_EPOCH + Duration::from_millis(due.parse().ok()?))
+    }
+
+    /// The same message as a parcel for a later time.
+    pub(super) fn again(self, due: SystemTime) -> Parcel {
+        Parcel {
+            route: Route::DeliverAt(due),
+            message_id: self.message_id.unwrap_or_default(),
+            content_type: self.content_type,
+            content_encoding: self.content_encoding,
+            headers: self.headers,
+            body: self.body,
+        }
+    }
+}
+
+fn header_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Into::into),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+fn header_number(value: &AMQPValue) -> u32 {
+    let number = match value {
+        AMQPValue::ShortShortInt(n) => i64::from(*n),
+        AMQPValue::ShortShortUInt(n) => i64::from(*n),
+        AMQPValue::ShortInt(n) => i64::from(*n),
+        AMQPValue::ShortUInt(n) => i64::from(*n),
+        AMQPValue::LongInt(n) => i64::from(*n),
+        AMQPValue::LongUInt(n) => i64::from(*n),
+        AMQPValue::LongLongInt(n) => *n,
+        _ => 0,
+    };
+    u32::try_from(number).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(route: Route, now: SystemTime) -> Outgoing {
+        let mut parcel = Parcel::json(route, "m", "{}");
+        parcel.headers = vec![
+            (DUE_HEADER.into(), "1".into()),
+            ("x-postrider-reason".into(), "why".into()),
+        ];
+        Outgoing::of(parcel, now)
+    }
+
+    fn delivered(outgoing: Outgoing) -> Incoming {
+        let mut delivery = Delivery::mock(
+            1,
+            outgoing.exchange.into(),
+            outgoing.key,
+            false,
+            outgoing.body.to_vec(),
+        );
+        delivery.properties = outgoing.properties;
+        Incoming::of(delivery)
+    }
+
+    #[test]
+    fn a_delayed_parcel_waits_in_its_tier_and_says_when_it_is_due() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000);
+        let due = now + Duration::from_secs(31);
+        let outgoing = sent(Route::DeliverAt(due), now);
+        assert_eq!(
+            (outgoing.exchange, outgoing.key.as_str()),
+            (topology::RETRY, "30s")
+        );
+        assert_eq!(delivered(outgoing).due(), Some(due));
+    }
+
+    #[test]
+    fn a_stale_due_time_does_not_travel() {
+        let incoming = delivered(sent(Route::Deliver, UNIX_EPOCH));
+        assert_eq!(incoming.due(), None);
+        assert_eq!(
+            incoming.headers,
+            [("x-postrider-reason".into(), "why".into())]
+        );
+    }
+
+    #[test]
+    fn headers_of_others_are_left_behind() {
+        let mut outgoing = sent(Route::Dead, UNIX_EPOCH);
+        let mut table = FieldTable::default();
+        table.insert("x-postrider-a".into(), AMQPValue::LongString("1".into()));
+        table.insert("x-postrider-n".into(), AMQPValue::LongInt(1));
+        table.insert("x-death".into(), AMQPValue::LongString("1".into()));
+        table.insert(RETURNS.into(), AMQPValue::LongLongInt(3));
+        outgoing.properties = outgoing.properties.with_headers(table);
+        let incoming = delivered(outgoing);
+        assert_eq!(incoming.headers, [("x-postrider-a".into(), "1".into())]);
+        assert_eq!(incoming.returns, 3);
+    }
+
+    #[test]
+    fn a_text_too_long_for_amqp_is_cut_between_characters() {
+        assert_eq!(short(&"é".repeat(200)).as_str().len(), 254);
+        assert_eq!(short("abc").as_str(), "abc");
+    }
+}
