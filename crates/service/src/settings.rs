@@ -280,7 +280,7 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
         let whole = strsim::normalized_damerau_levenshtein(key, other);
         // A right word in the wrong section is the commoner mistake than two wrong words.
         let word = strsim::normalized_damerau_levenshtein(&last(key), &last(other));
-        whole.max(word * 0.9)
+        whole.max(word * 0.8)
     };
     let scored = known.iter().map(|other| (likeness(other), other));
     let (score, best) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;

@@ -1,99 +1,96 @@
-//! A connection that closes itself when its client dawdles.
+//! A connection that is closed when its client dawdles.
 //!
 //! hyper has one timeout for waiting for a request and for reading its headers. Ours are two: a
-//! connection may lie idle for a minute, but headers, once begun, are due in seconds.
+//! connection may lie idle for a minute, but headers, once begun, are due in seconds. The reading
+//! side and the service note how far the connection is, and [`Phases::dawdled`] watches.
 
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::{Instant, sleep_until},
 };
 
 use super::Limits;
 
-/// What the service side tells the connection side: how many requests began and ended.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    begun: AtomicU32,
-    ended: AtomicU32,
+/// What a connection is doing, shared by its reading side, its service and its watch.
+#[derive(Debug, Clone)]
+pub(super) struct Phases(Arc<Mutex<Phase>>);
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Headers are on their way since then.
+    Headers(Instant),
+    /// A request is being answered; it has its own timeout.
+    Busy,
+    /// Between two requests since then, the last answer perhaps not taken by the client yet.
+    Idle(Instant),
 }
 
-impl Progress {
-    pub(super) fn begin(self: &Arc<Self>) -> InRequest {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        InRequest(Arc::clone(self))
+impl Phases {
+    /// A connection that was just opened: whoever connects has something to say.
+    pub(super) fn opened() -> Self {
+        Self(Arc::new(Mutex::new(Phase::Headers(Instant::now()))))
+    }
+
+    /// A request is under way until the result is dropped.
+    pub(super) fn begin(&self) -> InRequest {
+        *self.lock() = Phase::Busy;
+        InRequest(self.clone())
+    }
+
+    fn read(&self) {
+        let mut phase = self.lock();
+        if matches!(*phase, Phase::Idle(_)) {
+            *phase = Phase::Headers(Instant::now());
+        }
+    }
+
+    /// Resolves when the client has taken too long. It looks once in every header time, so that
+    /// watching costs nothing a request; headers may therefore take up to twice their time.
+    pub(super) async fn dawdled(&self, limits: &Limits) {
+        loop {
+            let now = Instant::now();
+            let due = match *self.lock() {
+                Phase::Headers(since) => since + limits.header_timeout,
+                Phase::Idle(since) => since + limits.idle_timeout,
+                Phase::Busy => now + limits.header_timeout,
+            };
+            if due <= now {
+                return;
+            }
+            sleep_until(due.min(now + limits.header_timeout)).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A request is under way while this lives.
-pub(super) struct InRequest(Arc<Progress>);
+pub(super) struct InRequest(Phases);
 
 impl Drop for InRequest {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        *self.0.lock() = Phase::Idle(Instant::now());
     }
 }
 
-/// The connection.
+/// The connection, noting when bytes come.
 pub(super) struct Guarded<C> {
     inner: C,
-    limits: Limits,
-    progress: Arc<Progress>,
-    deadline: Pin<Box<Sleep>>,
-    /// The request count at which the deadline was set.
-    seen: u32,
-    waiting: Waiting,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    /// A request is under way, or was when we last looked: no deadline is set.
-    Nothing,
-    /// For the first byte of a request.
-    Request,
-    /// For the end of its headers.
-    Headers,
+    phases: Phases,
 }
 
 impl<C> Guarded<C> {
-    pub(super) fn new(inner: C, limits: &Limits, progress: Arc<Progress>) -> Self {
-        Self {
-            inner,
-            deadline: Box::pin(sleep(limits.header_timeout)),
-            limits: limits.clone(),
-            progress,
-            seen: 0,
-            // Whoever connects has something to say.
-            waiting: Waiting::Headers,
-        }
-    }
-
-    /// Moves on with the service side; whether a deadline runs.
-    fn wait(&mut self) -> bool {
-        let begun = self.progress.begun.load(Ordering::Relaxed);
-        if begun != self.seen {
-            self.seen = begun;
-            self.waiting = Waiting::Nothing;
-        }
-        if self.progress.ended.load(Ordering::Relaxed) != begun {
-            return false;
-        }
-        if self.waiting == Waiting::Nothing {
-            self.waiting = Waiting::Request;
-            self.deadline
-                .as_mut()
-                .reset(Instant::now() + self.limits.idle_timeout);
-        }
-        true
+    pub(super) fn new(inner: C, phases: Phases) -> Self {
+        Self { inner, phases }
     }
 }
 
@@ -103,21 +100,11 @@ impl<C: AsyncRead + Unpin> AsyncRead for Guarded<C> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let waits = this.wait();
-        if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buf) {
-            if waits && this.waiting == Waiting::Request {
-                this.waiting = Waiting::Headers;
-                this.deadline
-                    .as_mut()
-                    .reset(Instant::now() + this.limits.header_timeout);
-            }
-            return Poll::Ready(read);
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if read.is_ready() {
+            self.phases.read();
         }
-        if waits && this.deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
+        read
     }
 }
 

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Limits, Problem,
-    guard::{Guarded, Progress},
+    guard::{Guarded, Phases},
 };
 
 /// Names a request in our answer and in our log.
@@ -111,11 +111,12 @@ fn connect(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was not set");
     }
-    let progress = Arc::new(Progress::default());
-    let io = TokioIo::new(Guarded::new(stream, limits, Arc::clone(&progress)));
+    let phases = Phases::opened();
+    let io = TokioIo::new(Guarded::new(stream, phases.clone()));
+    let watched = (phases.clone(), limits.clone());
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |request: Request<Incoming>| {
-        let under_way = progress.begin();
+        let under_way = phases.begin();
         let answer = app.call(request.map(Body::new));
         async move {
             let answer: Result<Response, Infallible> = answer.await;
@@ -130,8 +131,12 @@ fn connect(
     server.max_buf_size(limits.header_bytes_max.max(8192));
     let connection = graceful.watch(server.serve_connection(io, service));
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection ended early");
+        let (phases, limits) = watched;
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            },
+            () = phases.dawdled(&limits) => tracing::debug!("a connection was too slow"),
         }
         drop(permit);
     });
