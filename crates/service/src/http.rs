@@ -41,6 +41,20 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Every value out of its bounds: its key and what it must be.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        if !(ByteSize::kib(256)..=ByteSize::mib(64)).contains(&self.body_max) {
+            faults.push(("api.body_max", "must be 256KiB to 64MiB".to_owned()));
+        }
+        if !(1..=65_536).contains(&self.connections_max) {
+            faults.push(("api.connections_max", "must be 1 to 65536".to_owned()));
+        }
+        faults
+    }
+}
+
 /// What a listener allows a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {

@@ -164,9 +164,9 @@ pub fn load<T: DeserializeOwned>(keys: &[Key], sources: &Sources) -> Result<Load
     let mut chosen: BTreeMap<Vec<String>, Given> = BTreeMap::new();
     let layers = [
         defaults,
-        sources.from_file(&schema, &mut faults),
-        sources.from_env(&schema, &mut faults),
-        sources.from_flags(&schema, &mut faults),
+        sources.read_file(&schema, &mut faults),
+        sources.read_env(&schema, &mut faults),
+        sources.read_flags(&schema, &mut faults),
     ];
     for layer in layers {
         for given in take_layer(layer, &schema, keys, &mut faults) {

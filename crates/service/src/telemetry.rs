@@ -28,6 +28,18 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// A level that is none: its key and what it must be.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        let wrong = |error| format!("is not a level or a list of directives: {error}");
+        let error = EnvFilter::try_new(&self.level).err();
+        error
+            .map(|error| ("log.level", wrong(error)))
+            .into_iter()
+            .collect()
+    }
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -45,7 +45,7 @@ impl Sources {
         }
     }
 
-    pub(super) fn from_file(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
+    pub(super) fn read_file(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
         let (path, named) = match &self.file {
             File::Named(path) => (path.clone(), true),
             File::In(folder) => (folder.join(FILE), false),
@@ -66,7 +66,7 @@ impl Sources {
         }
     }
 
-    pub(super) fn from_env(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
+    pub(super) fn read_env(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
         let mut given = Vec::new();
         for (name, value) in &self.env {
             let Some(name) = name.to_str() else { continue };
@@ -89,7 +89,7 @@ impl Sources {
         given
     }
 
-    pub(super) fn from_flags(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
+    pub(super) fn read_flags(&self, schema: &Node, faults: &mut Vec<Fault>) -> Vec<Given> {
         let mut given: Vec<Given> = Vec::new();
         for (key, text) in &self.flags {
             let path: Vec<String> = key.split('.').map(str::to_owned).collect();

@@ -1,0 +1,237 @@
+//! `POST /v1/events`: one event, an array, or NDJSON; 202 after the broker's confirm.
+//!
+//! Whoever calls, what they sent and how large it is are judged in that order, and nothing of the
+//! body is read before its head is.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::State as Shared,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use broker::Publish;
+use bytesize::ByteSize;
+use event::{
+    Event, EventId, Refusal,
+    access::{Principal, Scope},
+    admission::{self, Envelope},
+    reason::QuarantineReason,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use service::http::{Problem, bearer, read_body};
+use store::access::{Access, Denied};
+
+use crate::{
+    Error, Producer,
+    metrics::{Metrics, Reason},
+};
+
+/// What the intake works with. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct State {
+    producer: Producer,
+    access: Arc<Access>,
+    metrics: Metrics,
+    body_bytes_max: usize,
+}
+
+impl State {
+    /// An intake that publishes with `publisher` and takes bodies up to `body_max` (`api.body_max`).
+    pub fn new(
+        publisher: Arc<dyn Publish>,
+        access: Arc<Access>,
+        metrics: Metrics,
+        body_max: ByteSize,
+    ) -> Self {
+        let body_bytes_max = usize::try_from(body_max.as_u64()).unwrap_or(usize::MAX);
+        Self {
+            producer: Producer::over(publisher).via("http"),
+            access,
+            metrics,
+            body_bytes_max,
+        }
+    }
+}
+
+/// The intake's route.
+pub fn router(state: State) -> Router {
+    Router::new()
+        .route("/v1/events", post(take))
+        .with_state(state)
+}
+
+#[derive(Serialize)]
+struct Taken<'a> {
+    accepted: usize,
+    ids: Vec<&'a EventId>,
+}
+
+async fn take(Shared(state): Shared<State>, headers: HeaderMap, body: Body) -> Response {
+    match accept(&state, &headers, body).await {
+        Ok(events) => {
+            state.metrics.accepted.inc_by(events.len() as u64);
+            let ids = events.iter().map(|event| &event.id).collect();
+            (
+                StatusCode::ACCEPTED,
+                Json(Taken {
+                    accepted: events.len(),
+                    ids,
+                }),
+            )
+                .into_response()
+        }
+        Err((reason, problem)) => {
+            state.metrics.refuse(reason);
+            problem.into_response()
+        }
+    }
+}
+
+/// Why nothing was taken: for the counter, and for the caller.
+type Refused = (Reason, Problem);
+
+async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Vec<Event>, Refused> {
+    let now = Timestamp::now();
+    let principal = authenticate(state, headers, now).await?;
+    let ndjson = is_ndjson(headers)?;
+    let body = read_body(headers, body, state.body_bytes_max)
+        .await
+        .map_err(|problem| {
+            let too_large = problem.status() == StatusCode::PAYLOAD_TOO_LARGE;
+            (
+                if too_large {
+                    Reason::TooLarge
+                } else {
+                    Reason::Malformed
+                },
+                problem,
+            )
+        })?;
+    let envelope = Envelope {
+        now,
+        message_id: None,
+        tenant: principal.tenant.as_ref(),
+        fresh_id: Some(EventId::fresh),
+    };
+    let events = admission::admit_many(&body, ndjson, &envelope).map_err(refused)?;
+    state
+        .producer
+        .publish_all(&events)
+        .await
+        .map_err(not_taken)?;
+    for event in &events {
+        tracing::debug!(event_id = %event.id, tenant = %event.tenant, kind = %event.kind, "event accepted");
+    }
+    Ok(events)
+}
+
+async fn authenticate(
+    state: &State,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Principal, Refused> {
+    match state.access.authenticate(bearer(headers), now).await {
+        Ok(principal) if principal.may(Scope::Publish) => Ok(principal),
+        Ok(_) => Err((
+            Reason::Unauthorized,
+            Problem::missing_scope(Scope::Publish.word()),
+        )),
+        Err(Denied::Missing | Denied::Invalid) => {
+            Err((Reason::Unauthorized, Problem::unauthorized()))
+        }
+        Err(Denied::StoreAway) => Err((
+            Reason::Unavailable,
+            Problem::unavailable("store_unavailable", "tokens cannot be checked just now"),
+        )),
+    }
+}
+
+/// Whether the body says it is NDJSON or JSON; anything else is not read.
+fn is_ndjson(headers: &HeaderMap) -> Result<bool, Refused> {
+    let refuse = |detail: &str| {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Err((
+            Reason::UnsupportedEncoding,
+            Problem::new(status, "unsupported_media_type", detail),
+        ))
+    };
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    if encodings
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return refuse("a content encoding is not accepted; send the body as it is");
+    }
+    let given = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let mut parts = given.unwrap_or_default().split(';').map(str::trim);
+    let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let foreign = |parameter: &str| {
+        let charset = parameter
+            .split_once('=')
+            .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+        charset
+            .is_some_and(|(_, value)| !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8"))
+    };
+    if parts.any(foreign) {
+        return refuse("the only charset is utf-8");
+    }
+    match kind.as_str() {
+        "application/json" => Ok(false),
+        "application/x-ndjson" => Ok(true),
+        _ => refuse("the content type must be `application/json` or `application/x-ndjson`"),
+    }
+}
+
+fn refused(refusal: Refusal) -> Refused {
+    let reason = match admission::quarantine_reason(&refusal) {
+        _ if refusal.code == "tenant_mismatch" => Reason::TenantMismatch,
+        QuarantineReason::Malformed => Reason::Malformed,
+        QuarantineReason::TooLarge => Reason::TooLarge,
+        QuarantineReason::UnsupportedEncoding => Reason::UnsupportedEncoding,
+        QuarantineReason::InvalidEvent
+        | QuarantineReason::IdConflict
+        | QuarantineReason::HandlerFailed => Reason::InvalidEvent,
+    };
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY);
+    let errors = refusal
+        .faults
+        .into_iter()
+        .map(|fault| (fault.pointer, fault.message));
+    (
+        reason,
+        Problem::new(status, refusal.code, refusal.detail).with_errors(errors),
+    )
+}
+
+fn not_taken(error: Error) -> Refused {
+    let detail = error.to_string();
+    match error {
+        Error::Refused(refusal) => refused(refusal),
+        Error::TooLarge(_) => {
+            let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail);
+            (Reason::TooLarge, problem)
+        }
+        Error::Broker(error) => {
+            tracing::debug!(%error, "events were not taken");
+            (
+                Reason::Unavailable,
+                Problem::unavailable("broker_unavailable", detail),
+            )
+        }
+        Error::Unconfirmed => {
+            let detail =
+                format!("{detail}; it may have the events nevertheless: repeat with the same ids");
+            (
+                Reason::Unavailable,
+                Problem::unavailable("broker_unconfirmed", detail),
+            )
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Events as one parcel. Pure.
+
+use broker::{BATCH_KEY, Parcel, Route};
+use event::{Event, event::EVENT_BYTES_MAX};
+
+/// The largest parcel of several events, in bytes.
+pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What an event's id, tenant and time may add to it, and its brackets and commas.
+const ROOM: usize = 512;
+
+/// The header by which the router knows that an event has been counted on its way in.
+const VIA_HEADER: &str = "x-postrider-via";
+
+/// Events are more than may travel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TooLarge {
+    /// One event, with its id, tenant and time filled in.
+    #[error(
+        "an event is at most {EVENT_BYTES_MAX} bytes with its id, tenant and time; event {index} has {bytes}"
+    )]
+    Event {
+        /// Which, from 0.
+        index: usize,
+        /// How large it is.
+        bytes: usize,
+    },
+    /// All of them together.
+    #[error(
+        "the events of one call are at most {BATCH_BYTES_MAX} bytes together; send them in several calls"
+    )]
+    Batch,
+}
+
+/// One parcel for all these events; none for no event. A single one goes by its type, as a
+/// service's own publish would; several go as an array.
+pub(crate) fn of(events: &[Event], via: Option<&str>) -> Result<Option<Parcel>, TooLarge> {
+    let Some((first, rest)) = events.split_first() else {
+        return Ok(None);
+    };
+    let mut body = Vec::with_capacity(events.iter().map(size_hint).sum());
+    let routing_key = if rest.is_empty() {
+        write(first, 0, &mut body)?;
+        first.kind.as_str()
+    } else {
+        write_array(events, &mut body)?;
+        BATCH_KEY
+    };
+    let route = Route::Events {
+        routing_key: routing_key.to_owned(),
+    };
+    let mut parcel = Parcel::json(route, first.id.as_str(), body);
+    if let Some(via) = via {
+        parcel.headers.push((VIA_HEADER.to_owned(), via.to_owned()));
+    }
+    Ok(Some(parcel))
+}
+
+fn write_array(events: &[Event], body: &mut Vec<u8>) -> Result<(), TooLarge> {
+    for (index, event) in events.iter().enumerate() {
+        body.push(if index == 0 { b'[' } else { b',' });
+        write(event, index, body)?;
+        if body.len() >= BATCH_BYTES_MAX {
+            return Err(TooLarge::Batch);
+        }
+    }
+    body.push(b']');
+    Ok(())
+}
+
+fn write(event: &Event, index: usize, body: &mut Vec<u8>) -> Result<(), TooLarge> {
+    let start = body.len();
+    // An event holds only text and JSON that was read as JSON, and a Vec takes all of it.
+    serde_json::to_writer(&mut *body, event).expect("an event is always JSON");
+    let bytes = body.len() - start;
+    // What the router would not read must not be confirmed to anybody.
+    if bytes > EVENT_BYTES_MAX {
+        Err(TooLarge::Event { index, bytes })
+    } else {
+        Ok(())
+    }
+}
+
+fn size_hint(event: &Event) -> usize {
+    let raw = [&event.data, &event.changes, &event.details];
+    ROOM + raw
+        .into_iter()
+        .flatten()
+        .map(|raw| raw.get().len())
+        .sum::<usize>()
+}
