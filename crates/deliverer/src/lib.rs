@@ -99,7 +99,7 @@ const ROOM_PER_ATTEMPT: usize = 4;
 /// While more than half of that room is taken, a delivery's patience is this part of `wait_max`.
 const CROWDED_PATIENCE: u32 = 10;
 /// A lane that nobody used for so long is forgotten.
-const IDLE_LANE: Duration = Duration::from_mins(10);
+const IDLE_LANE: Duration = Duration::from_secs(600);
 /// The three headers of Standard Webhooks.
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");

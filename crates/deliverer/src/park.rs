@@ -54,7 +54,7 @@ const DOUBLINGS: u32 = 5;
 const STEADY: Duration = Duration::from_secs(30);
 /// 31 s of doublings and 119 times 30 s are an hour.
 const STEADY_UNTIL: u32 = DOUBLINGS + 119;
-const LONGEST: Duration = Duration::from_mins(10);
+const LONGEST: Duration = Duration::from_secs(600);
 /// A pause is lengthened by up to this share of itself.
 const SPREAD: f64 = 0.25;
 

@@ -52,7 +52,7 @@ impl Default for Settings {
             response_timeout: Duration::from_secs(2),
             wait_max: Duration::from_millis(200),
             breaker_failures: 4,
-            breaker_pause_max: Duration::from_mins(5),
+            breaker_pause_max: Duration::from_secs(300),
         }
     }
 }
@@ -168,7 +168,7 @@ mod tests {
             idle_timeout: Duration::ZERO,
             response_max: ByteSize::gib(1),
             response_timeout: Duration::ZERO,
-            wait_max: Duration::from_mins(1),
+            wait_max: Duration::from_secs(60),
             breaker_failures: 0,
             breaker_pause_max: Duration::ZERO,
         };

@@ -23,9 +23,11 @@ struct Dialect {
     content_type: Cow<'static, str>,
     /// Sent with every delivery, under the names given here.
     headers: Vec<(String, String)>,
-    /// The body, and which view really went into it.
-    body: fn(&Event, View) -> Result<(Vec<u8>, View), RenderError>,
+    body: Write,
 }
+
+/// Writes the body, and says which view really went into it.
+type Write = fn(&Event, View) -> Result<(Vec<u8>, View), RenderError>;
 
 /// A delivery as it will be sent, before it is signed.
 #[derive(Debug, Clone)]

@@ -93,7 +93,7 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// A pause grows by at most this share, so that endpoints do not come back in step.
 const PAUSE_JITTER: f64 = 0.25;
 /// An endpoint's own wish quiets it for at most so long; each delivery's own retry heeds the rest.
-const QUIET_MAX: Duration = Duration::from_mins(5);
+const QUIET_MAX: Duration = Duration::from_secs(300);
 /// The weight of the newest attempt in the average.
 const NEWEST: f64 = 0.2;
 
@@ -103,7 +103,7 @@ impl Health {
             bounds,
             window: f64::from(WINDOW_FIRST.min(bounds.window_max)),
             doubling: true,
-            since_cut: 0,
+            since_cut: usize::MAX,
             latency: 0.0,
             stalled: false,
             failures: 0,
