@@ -70,3 +70,23 @@ impl Prometheus {
             .unwrap_or_default()
     }
 }
+
+#[tokio::test]
+async fn what_it_scrapes_can_be_queried() {
+    let port = free_port();
+    let config = format!(
+        "scrape_configs:\n  - job_name: absent\n    scrape_interval: 200ms\n    \
+         scrape_timeout: 200ms\n    static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
+    );
+    let prometheus = Prometheus::start(&config).await;
+    let start = Instant::now();
+    loop {
+        let samples = prometheus.query("up{job=\"absent\"}").await;
+        if let [sample] = samples.as_slice() {
+            assert_eq!(sample["value"][1], "0", "nothing listens on {port}");
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "no scrape: {samples:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
