@@ -15,13 +15,13 @@ use std::{
 use cel::{
     Context, Env, IdedExpr, Value,
     common::{
-        ast::{EntryExpr, Expr, SourceInfo, operators},
+        ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr, operators},
         types::{
             CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt,
         },
         value::Val,
     },
-    parser::Parser,
+    parser::PrattParser,
 };
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -96,6 +96,7 @@ const TYPES: [&str; 9] = [
 static STANDARD: LazyLock<Arc<Env>> =
     LazyLock::new(|| Arc::new(Env::default().with_optional_support(false).with_stdlib()));
 
+const MESSAGES: &str = "messages are not supported";
 const NOT_TRUE: &str = "the expression does not hold";
 const TOO_COSTLY: &str = "the expression would cost too much on an event of this size";
 
@@ -126,9 +127,9 @@ impl Expression {
             return Err("must not be empty; leave it out instead".into());
         }
         check_brackets(source)?;
-        let (root, source_info) = parse(source)?;
+        let root = parse(source)?;
         let mut check = Check {
-            source_info: &source_info,
+            source,
             fields: Vec::new(),
             all: false,
             bound: Vec::new(),
@@ -173,10 +174,10 @@ impl Expression {
                     .is_some_and(|it| *it.inner())
             })
         }));
-        if outcome.unwrap_or(false) {
-            Ok(())
-        } else {
-            Err(NOT_TRUE)
+        match outcome {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NOT_TRUE),
+            Err(_) => Err("the expression could not be evaluated on this event"),
         }
     }
 
@@ -260,17 +261,17 @@ fn string_end(bytes: &[u8], from: usize) -> usize {
     bytes.len()
 }
 
-fn parse(source: &str) -> Result<(IdedExpr, SourceInfo), String> {
-    // The generated parser is not known to panic within our bounds, but it is large, and what it
-    // reads was written by somebody else.
+/// Parses with the hand-written of the crate's two parsers. The generated one takes more than 128
+/// KiB of stack per level in an unoptimised build, and some twenty times as long, which counts when
+/// 100 000 subscriptions are loaded.
+fn parse(source: &str) -> Result<IdedExpr, String> {
+    // It is not known to panic within our bounds, but what it reads was written by somebody else.
     let parsed = catch_unwind(|| {
         let depth = u16::try_from(2 * LEVELS_MAX).unwrap_or(u16::MAX);
-        Parser::new()
-            .max_recursion_depth(depth)
-            .parse_with_source_info(source)
+        PrattParser::new().max_recursion_depth(depth).parse(source)
     });
     match parsed {
-        Ok(Ok(parsed)) => Ok(parsed),
+        Ok(Ok(root)) => Ok(root),
         Ok(Err(errors)) => Err(errors.errors.first().map_or_else(
             || "is not an expression".into(),
             |error| {
@@ -302,7 +303,7 @@ fn place(source: &str, at: usize) -> (usize, usize) {
 
 /// Walks a parsed expression: what it names, how deep it is.
 struct Check<'s> {
-    source_info: &'s SourceInfo,
+    source: &'s str,
     fields: Vec<&'static str>,
     /// It may look at any field.
     all: bool,
@@ -320,36 +321,47 @@ impl Check<'_> {
         match &node.expr {
             Expr::Literal(_) => Ok(level),
             Expr::Ident(name) => {
-                self.name(node, name)?;
+                self.name(name)?;
                 self.all |= name == EVENT && !self.is_bound(name);
                 Ok(level)
             }
-            Expr::Select(select) => {
-                if let Expr::Ident(name) = &select.operand.expr
-                    && name == EVENT
-                    && !self.is_bound(name)
-                {
-                    self.looks_at(&select.field);
-                    return Ok(level);
-                }
-                // A chain of fields is one level: `event.data.customer.address.city`.
-                self.expr(&select.operand, level)
-            }
-            Expr::Call(call) => self.call(node, call, level),
+            Expr::Select(select) => self.select(select, level),
+            Expr::Call(call) => self.call(call, level),
             Expr::List(list) => self.each(list.elements.iter(), level + 1),
             Expr::Map(map) => {
                 let mut deepest = level;
                 for entry in &map.entries {
                     let EntryExpr::MapEntry(entry) = &entry.expr else {
-                        return Err(self.at(node, "messages are not supported"));
+                        return Err(MESSAGES.into());
                     };
                     deepest = deepest.max(self.each([&entry.key, &entry.value], level + 1)?);
                 }
                 Ok(deepest)
             }
-            Expr::Comprehension(comprehension) => self.comprehension(node, comprehension, level),
-            Expr::Struct(_) => Err(self.at(node, "messages are not supported")),
-            Expr::Unspecified => Err(self.at(node, "is not an expression")),
+            Expr::Comprehension(comprehension) => self.comprehension(comprehension, level),
+            Expr::Struct(message) => Err(self.at(&message.type_name, MESSAGES)),
+            Expr::Unspecified => Err("is not an expression".into()),
+        }
+    }
+
+    fn select(&mut self, select: &SelectExpr, level: usize) -> Result<usize, String> {
+        let mut innermost = select;
+        let mut steps = 1;
+        while let Expr::Select(next) = &innermost.operand.expr
+            && !next.test
+        {
+            innermost = next;
+            steps += 1;
+        }
+        match &innermost.operand.expr {
+            Expr::Ident(name) if name == EVENT && !self.is_bound(name) => {
+                self.looks_at(&innermost.field);
+                Ok(level)
+            }
+            // A path from a variable is one level: `event.data.customer.address.city`.
+            Expr::Ident(name) => self.name(name).map(|()| level),
+            // Fields of a computed value are looked up one inside the other.
+            _ => self.expr(&innermost.operand, level + steps),
         }
     }
 
@@ -363,19 +375,14 @@ impl Check<'_> {
         })
     }
 
-    fn call(
-        &mut self,
-        node: &IdedExpr,
-        call: &cel::common::ast::CallExpr,
-        level: usize,
-    ) -> Result<usize, String> {
+    fn call(&mut self, call: &CallExpr, level: usize) -> Result<usize, String> {
         let name = call.func_name.as_str();
         let operator =
             !name.starts_with(|c: char| c.is_ascii_alphabetic()) || name == operators::IN;
         if !operator && !FUNCTIONS.contains(&name) {
             let near = did_you_mean(name, FUNCTIONS);
             return Err(self.at(
-                node,
+                name,
                 &format!("unknown function `{}`{near}", shown(name, 64)),
             ));
         }
@@ -383,7 +390,7 @@ impl Check<'_> {
         if name == operators::INDEX
             && let [operand, index] = call.args.as_slice()
             && matches!(&operand.expr, Expr::Ident(ident) if ident == EVENT && !self.is_bound(ident))
-            && let Expr::Literal(cel::common::ast::LiteralValue::String(field)) = &index.expr
+            && let Expr::Literal(LiteralValue::String(field)) = &index.expr
         {
             self.looks_at(field.inner());
             return Ok(level);
@@ -396,20 +403,19 @@ impl Check<'_> {
 
     fn comprehension(
         &mut self,
-        node: &IdedExpr,
-        comprehension: &cel::common::ast::ComprehensionExpr,
+        comprehension: &ComprehensionExpr,
         level: usize,
     ) -> Result<usize, String> {
         // The range is walked outside the loop.
         let range = self.expr(&comprehension.iter_range, level + 1)?;
         if self.bound.len() == LOOPS_MAX * 2 {
             let text = format!("loops may stand inside each other at most {LOOPS_MAX} deep");
-            return Err(self.at(node, &text));
+            return Err(text);
         }
         let variable = &comprehension.iter_var;
         if variable == EVENT || TYPES.contains(&variable.as_str()) {
             return Err(self.at(
-                node,
+                variable,
                 &format!(
                     "`{}` is taken, name the variable otherwise",
                     shown(variable, 64)
@@ -430,7 +436,7 @@ impl Check<'_> {
         Ok(range.max(body))
     }
 
-    fn name(&self, node: &IdedExpr, name: &str) -> Result<(), String> {
+    fn name(&self, name: &str) -> Result<(), String> {
         if name == EVENT || self.is_bound(name) || TYPES.contains(&name) {
             return Ok(());
         }
@@ -440,7 +446,7 @@ impl Check<'_> {
             "; the event is `event`, as in `event.data.price > 100`".into()
         };
         Err(self.at(
-            node,
+            name,
             &format!("unknown variable `{}`{hint}", shown(name, 64)),
         ))
     }
@@ -458,11 +464,22 @@ impl Check<'_> {
         }
     }
 
-    fn at(&self, node: &IdedExpr, message: &str) -> String {
-        let offset = self.source_info.offset_for(node.id);
-        match offset.and_then(|(start, _)| usize::try_from(start).ok()) {
-            Some(start) => {
-                let (line, column) = place(&self.source_info.source, start);
+    /// A message about a word of the source, with its place. The parsed expression knows none, so
+    /// this is where the word stands first.
+    fn at(&self, word: &str, message: &str) -> String {
+        let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let whole = |at: &usize| {
+            let (before, after) = (&self.source[..*at], &self.source[at + word.len()..]);
+            !before.ends_with(part) && !after.starts_with(part)
+        };
+        match self
+            .source
+            .match_indices(word)
+            .map(|(at, _)| at)
+            .find(whole)
+        {
+            Some(at) => {
+                let (line, column) = place(self.source, at);
                 format!("line {line}, column {column}: {message}")
             }
             None => message.into(),

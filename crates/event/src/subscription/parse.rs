@@ -117,6 +117,7 @@ pub fn parse_new(
 /// Applies a JSON merge patch (RFC 7396) that a person wrote to a subscription. A header whose
 /// value is `***` (as we show it) keeps its value; a change of the target's host drops all custom
 /// headers that the patch does not send again (their values would otherwise leak to another host).
+/// A retry policy is replaced whole, never merged.
 pub fn parse_patch(
     body: &[u8],
     current: &Subscription,
@@ -148,6 +149,12 @@ pub fn parse_patch(
     });
     let mut written = writable(current);
     let headers = patched_headers(current, patch.remove("headers"), moved);
+    if let Some(delivery) = written.get_mut("delivery").and_then(Value::as_object_mut)
+        && patch.get("delivery").is_some_and(|delivery| delivery.get("retry").is_some())
+    {
+        // A policy is one value in one of three forms: merging two forms would make neither.
+        delivery.remove("retry");
+    }
     merge(&mut written, patch);
     written.insert("headers".into(), headers);
     match form.draft(&written) {
