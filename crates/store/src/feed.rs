@@ -149,7 +149,9 @@ impl Follower {
         let head = self.store.head().await?;
         self.store.keep_up_with(&head).await?;
         let last = self.shared.sender.borrow().clone();
-        let same = self.identity == head.identity;
+        // A server that was away may have come back as a replica that lost its last changes and
+        // has since counted as far again; nothing else would tell.
+        let same = self.identity == head.identity && !self.away;
         if same
             && last
                 .as_ref()
