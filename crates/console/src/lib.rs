@@ -1,1 +1,69 @@
 //! People look: the management API.
+//!
+//! One file per resource. Each handler asks who is calling ([`caller`]), reads what they sent
+//! ([`form`]), asks the store within the caller's sight, and answers as contract 3 has it. What is
+//! not the caller's tenant's is, byte for byte, what never was: 404.
+
+mod answer;
+mod caller;
+mod dead_letters;
+mod form;
+mod quarantine;
+mod redrive;
+mod subscriptions;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use broker::Publish;
+use dialect::Dialects;
+use event::target::TargetRules;
+use store::{Store, access::Access, feed::Feed};
+
+/// What the management API works with.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Subscriptions, dead letters, quarantine, tokens.
+    pub store: Store,
+    /// Nudged after each change, so that this process acts on it at once.
+    pub feed: Feed,
+    /// For redrives and releases.
+    pub publisher: Arc<dyn Publish>,
+    /// Who may call.
+    pub access: Arc<Access>,
+    /// Where a subscription may point (`egress.allow`, `egress.require_https`).
+    pub rules: TargetRules,
+    /// How a subscription may want its deliveries written.
+    pub dialects: Arc<Dialects>,
+}
+
+/// The routes, for [`service::http::serve`].
+pub fn router(state: State) -> Router {
+    let redrives = redrive::Redrives::new(state.store.clone(), Arc::clone(&state.publisher));
+    let app = Arc::new(App { state, redrives });
+    Router::new()
+        .merge(subscriptions::routes())
+        .merge(dead_letters::routes())
+        .merge(quarantine::routes())
+        .merge(tokens::routes())
+        .with_state(app)
+}
+
+/// What handlers share.
+#[derive(Debug)]
+struct App {
+    state: State,
+    redrives: redrive::Redrives,
+}
+
+impl std::ops::Deref for App {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+#[cfg(test)]
+mod tests;
