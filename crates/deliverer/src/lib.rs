@@ -696,6 +696,3 @@ impl Deliverer {
             .observe(outcome.took.as_secs_f64());
     }
 }
-
-#[cfg(test)]
-mod tests;
