@@ -52,7 +52,7 @@ check-config: ## check the files under deploy/ (Prometheus rules, dashboard, com
 ci: ## what .ci/run does
 	.ci/run
 
-bench: ## measure publish to endpoint on the embedded broker (ARGS="--broker amqp://…")
+bench: ## measure publish to endpoint on the embedded broker (ARGS="--set broker.url=amqp://…")
 	deploy/install demo
 	cargo run --locked --release --package postrider -- bench $(ARGS)
 
