@@ -1,2 +1,27 @@
-//! The binary.
-fn main() {}
+//! `postrider`: one binary, five stages. This file is the table of contents.
+
+mod api;
+mod bench;
+mod cli;
+mod commands;
+mod demo;
+#[cfg(test)]
+mod docs;
+mod output;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("postrider: {failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The words of the command line, and nothing of what they do.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Routes a booking platform's events to whoever subscribed: matched, filtered, written in the
+/// subscriber's dialect, signed, delivered, retried, remembered.
+#[derive(Debug, Parser)]
+#[command(
+    name = "postrider",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Settings file [default: postrider.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Overrides one setting, such as `--set api.listen=127.0.0.1:8081`; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as api.listen=127.0.0.1:8081".into()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows the whole thing working, with nothing to configure or install
+    Demo(Demo),
+    /// Runs the stages: all in one process, or those named
+    Serve(Serve),
+    /// Publishes events from a file or standard input (one, an array, or one per line)
+    Publish(Publish),
+    /// Subscriptions: who wants what, sent where
+    #[command(subcommand)]
+    Subscriptions(Subscriptions),
+    /// Deliveries that will not be tried again
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Messages that could never be processed
+    #[command(subcommand)]
+    Quarantine(Quarantine),
+    /// API tokens
+    #[command(subcommand)]
+    Tokens(Tokens),
+    /// The broker's exchanges and queues
+    #[command(subcommand)]
+    Topology(Topology),
+    /// The settings
+    #[command(subcommand)]
+    Config(Config),
+    /// Measures publish -> endpoint on the configured broker, with its own load and sink
+    Bench(Bench),
+    /// Prints a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Ends after the summary, also on a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The stages to run in this process [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "ROLE,…")]
+    pub(crate) role: Vec<Role>,
+}
+
+/// A stage of the pipeline, as `--role` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+pub(crate) enum Role {
+    /// HTTP intake
+    Producer,
+    /// Matches events with subscriptions
+    Router,
+    /// Filters, signs, delivers, retries
+    Deliverer,
+    /// Records dead letters and quarantine
+    Recorder,
+    /// Management API
+    Console,
+}
+
+impl Role {
+    /// Every stage, in the order an event meets them.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Producer,
+        Self::Router,
+        Self::Deliverer,
+        Self::Recorder,
+        Self::Console,
+    ];
+}
+
+/// How to reach a running Postrider's API.
+#[derive(Debug, Args)]
+pub(crate) struct Remote {
+    /// The API's address [default: http:// and api.listen]
+    #[arg(long, env = "POSTRIDER_API", value_name = "URL")]
+    pub(crate) api: Option<String>,
+    /// A token [default: auth.admin_token]
+    #[arg(long, env = "POSTRIDER_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+/// How to print what was found.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Which page of a list.
+#[derive(Debug, Args)]
+pub(crate) struct Paging {
+    /// How many to show
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(crate) limit: u32,
+    /// Where an earlier page ended
+    #[arg(long)]
+    pub(crate) cursor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The file, or `-` for standard input
+    #[arg(default_value = "-", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The file holds one event per line
+    #[arg(long)]
+    pub(crate) ndjson: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Subscriptions {
+    /// Lists them
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one
+    Show {
+        /// sub_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Creates one; prints its signing secret, once
+    Create(Box<CreateSubscription>),
+    /// Changes one by a JSON merge patch read from a file or standard input
+    Update {
+        /// sub_…
+        id: String,
+        /// The patch, or `-` for standard input
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Deletes one
+    Delete {
+        /// sub_…
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Holds what matches it, until it is resumed
+    Pause {
+        /// sub_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Delivers again, what was held first
+    Resume {
+        /// sub_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Makes a new signing secret; the old one signs on beside it for 24 h
+    RotateSecret {
+        /// sub_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateSubscription {
+    /// A JSON file with the whole subscription (`-` for standard input) instead of the flags
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target_url", "events"])]
+    pub(crate) file: Option<PathBuf>,
+    /// Whose events; may be left out with a token bound to one tenant
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// Where deliveries go
+    #[arg(long = "url", value_name = "URL", required_unless_present = "file")]
+    pub(crate) target_url: Option<String>,
+    /// What to listen to, such as `appointment.*,payment.paid`
+    #[arg(long, value_delimiter = ',', required_unless_present = "file")]
+    pub(crate) events: Vec<String>,
+    /// A name for people
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Only these actions (created, updated)
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) actions: Vec<String>,
+    /// Only these statuses
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) statuses: Vec<String>,
+    /// Only when one of these fields changed
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) changed_fields: Vec<String>,
+    /// Only when this CEL expression holds, such as `event.data.price > 100`
+    #[arg(long = "where", value_name = "EXPRESSION")]
+    pub(crate) expression: Option<String>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// Lists them, newest first
+    List {
+        #[command(flatten)]
+        filter: DeadFilter,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one with its attempts and its event
+    Show {
+        /// dl_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Sends again: one, or all that a filter finds
+    Redrive {
+        /// dl_…
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// All that the filter finds
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
+        #[command(flatten)]
+        filter: DeadFilter,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeadFilter {
+    /// exhausted, gone, refused, expired, render_error, target_not_allowed, subscription_deleted
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+    /// sub_…
+    #[arg(long)]
+    pub(crate) subscription: Option<String>,
+    /// An event type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Died at or after this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) since: Option<String>,
+    /// Died before this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) until: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Quarantine {
+    /// Lists them, newest first
+    List {
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one with its bytes
+    Show {
+        /// q_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Sends one through intake again
+    Release {
+        /// q_…
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tokens {
+    /// Lists them
+    List {
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Makes one; prints it, once
+    Create {
+        /// A name for people
+        #[arg(long)]
+        name: String,
+        /// publish, manage, read, admin
+        #[arg(long, value_delimiter = ',', required = true)]
+        scopes: Vec<String>,
+        /// The only tenant it may see
+        #[arg(long)]
+        tenant: Option<String>,
+        /// When it ends by itself (RFC 3339)
+        #[arg(long)]
+        expires_at: Option<String>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Revokes one, at once
+    Delete {
+        /// The part of the token between `pr_` and its secret, as the list shows it
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topology {
+    /// Prints every exchange and queue
+    Show {
+        /// text, json, or a RabbitMQ definitions file
+        #[arg(long, value_enum, default_value_t = TopologyFormat::Text)]
+        format: TopologyFormat,
+    },
+    /// Declares what is missing on the configured RabbitMQ
+    Declare {
+        /// Also deletes and declares again queues that answer no more (an empty queue lost to a
+        /// crash right after its first declaration)
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Compares the configured RabbitMQ with what should be there
+    Check,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopologyFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+    /// For `rabbitmqctl import_definitions`
+    Definitions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Prints every setting, its value (secrets as `***`) and where it came from
+    Show {
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Checks the settings and prints what is wrong with them
+    Check,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to measure
+    #[arg(long, value_enum, default_value_t = Measure::Pipeline)]
+    pub(crate) measure: Measure,
+    /// Matching subscriptions per event
+    #[arg(long, default_value_t = 1)]
+    pub(crate) fanout: usize,
+    /// Events per second; 0 is as many as it takes
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
+    /// How long to measure
+    #[arg(long, default_value_t = 8)]
+    pub(crate) secs: u64,
+    /// Bytes per event
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) size: usize,
+    /// Publishes waiting for their confirm
+    #[arg(long, default_value_t = 200)]
+    pub(crate) window: usize,
+    /// Other subscriptions, that match nothing
+    #[arg(long, default_value_t = 0)]
+    pub(crate) subscriptions: usize,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Internal: a process of a running bench
+    #[arg(long, hide = true)]
+    pub(crate) part: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measure {
+    /// Publish over the broker's own protocol -> endpoint
+    Pipeline,
+    /// Publish over HTTP -> accepted
+    Intake,
+}
