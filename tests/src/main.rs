@@ -1,6 +1,18 @@
-//! The promises, a module each.
+//! The promises, a module each, against the product's own binary, real RabbitMQ, real PostgreSQL.
 
-// Helpers wait here for the tests that need them.
+mod broker_contract;
+mod command;
+mod dead_letters;
+mod delivers;
+mod faults;
+mod filters;
+mod intake;
+mod retries;
+mod signatures;
+mod store_contract;
+// Not every helper is used on every path.
 #[allow(dead_code)]
 mod support;
+mod tenants;
 mod walls;
+mod watching;

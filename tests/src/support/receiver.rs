@@ -18,23 +18,27 @@ use tokio::sync::Notify;
 
 /// What an endpoint does with one request.
 #[derive(Debug, Clone)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    pub delay: Duration,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) delay: Duration,
 }
 
 impl Answer {
-    pub fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), delay: Duration::ZERO }
+    pub(crate) fn status(status: u16) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            delay: Duration::ZERO,
+        }
     }
 
-    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn with_header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
     }
 
-    pub fn after(mut self, delay: Duration) -> Self {
+    pub(crate) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
@@ -42,26 +46,29 @@ impl Answer {
 
 /// One request as it came in.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub path: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub began: Instant,
-    pub wall: SystemTime,
+pub(crate) struct Request {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) began: Instant,
+    pub(crate) wall: SystemTime,
     /// What it was answered; `None` while it has not been, or when the caller went away first.
-    pub answered: Option<u16>,
+    pub(crate) answered: Option<u16>,
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
-    pub fn event_id(&self) -> &str {
+    pub(crate) fn event_id(&self) -> &str {
         self.header("webhook-id")
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).expect("the body of a delivery is JSON")
     }
 }
@@ -80,53 +87,69 @@ struct Shared {
 
 impl Shared {
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.book
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 /// The server. Paths without a plan answer 200.
 #[derive(Clone)]
-pub struct Receiver {
+pub(crate) struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Receiver {
-    pub async fn start() -> Self {
-        let shared = Arc::new(Shared { book: Mutex::default(), news: Notify::new() });
+    pub(crate) async fn start() -> Self {
+        let shared = Arc::new(Shared {
+            book: Mutex::default(),
+            news: Notify::new(),
+        });
         let app = Router::new().fallback(receive).with_state(shared.clone());
-        let listener =
-            tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port on loopback");
         let address = listener.local_addr().expect("a bound address");
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { address, shared }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// Answers requests to `path` with these, in turn; the last one stays.
-    pub fn plan(&self, path: &str, answers: impl IntoIterator<Item = Answer>) {
-        self.shared.book().plans.insert(path.to_owned(), answers.into_iter().collect());
+    pub(crate) fn plan(&self, path: &str, answers: impl IntoIterator<Item = Answer>) {
+        self.shared
+            .book()
+            .plans
+            .insert(path.to_owned(), answers.into_iter().collect());
     }
 
     /// Every request to `path` so far.
-    pub fn requests(&self, path: &str) -> Vec<Request> {
+    pub(crate) fn requests(&self, path: &str) -> Vec<Request> {
         let book = self.shared.book();
-        book.requests.iter().filter(|request| request.path == path).cloned().collect()
+        book.requests
+            .iter()
+            .filter(|request| request.path == path)
+            .cloned()
+            .collect()
     }
 
     /// Every request so far.
-    pub fn all(&self) -> Vec<Request> {
+    pub(crate) fn all(&self) -> Vec<Request> {
         self.shared.book().requests.clone()
     }
 
     /// How often each event was answered with success at `path`.
-    pub fn successes(&self, path: &str) -> HashMap<String, usize> {
+    pub(crate) fn successes(&self, path: &str) -> HashMap<String, usize> {
         let mut seen = HashMap::new();
         for request in self.requests(path) {
-            if request.answered.is_some_and(|status| (200..300).contains(&status)) {
+            if request
+                .answered
+                .is_some_and(|status| (200..300).contains(&status))
+            {
                 *seen.entry(request.event_id().to_owned()).or_default() += 1;
             }
         }
@@ -134,7 +157,7 @@ impl Receiver {
     }
 
     /// Waits until `path` has been asked `count` times, or fails the test.
-    pub async fn wait_for(&self, path: &str, count: usize) -> Vec<Request> {
+    pub(crate) async fn wait_for(&self, path: &str, count: usize) -> Vec<Request> {
         self.wait_until(&format!("{count} requests to {path}"), || {
             let requests = self.requests(path);
             (requests.len() >= count).then_some(requests)
@@ -143,15 +166,21 @@ impl Receiver {
     }
 
     /// Waits until `done` has an answer, looking again whenever a request came in.
-    pub async fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> T {
+    pub(crate) async fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(90);
         loop {
             let news = self.shared.news.notified();
             if let Some(found) = done() {
                 return found;
             }
-            assert!(Instant::now() < deadline, "waited 90 s for {what}; got {:?}", self.paths());
-            tokio::time::timeout(Duration::from_millis(500), news).await.ok();
+            assert!(
+                Instant::now() < deadline,
+                "waited 90 s for {what}; got {:?}",
+                self.paths()
+            );
+            tokio::time::timeout(Duration::from_millis(500), news)
+                .await
+                .ok();
         }
     }
 
@@ -174,7 +203,11 @@ async fn receive(
         let mut book = shared.book();
         let plan = book.plans.get_mut(uri.path());
         let answer = plan.map_or(Answer::status(200), |plan| {
-            if plan.len() > 1 { plan.remove(0) } else { plan[0].clone() }
+            if plan.len() > 1 {
+                plan.remove(0)
+            } else {
+                plan[0].clone()
+            }
         });
         book.requests.push(Request {
             path: uri.path().to_owned(),
@@ -193,7 +226,9 @@ async fn receive(
     let status = StatusCode::from_u16(answer.status).expect("a planned status");
     let mut response = status.into_response();
     for (name, value) in answer.headers {
-        response.headers_mut().insert(name, value.parse().expect("a planned header"));
+        response
+            .headers_mut()
+            .insert(name, value.parse().expect("a planned header"));
     }
     response
 }
