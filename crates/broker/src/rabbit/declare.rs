@@ -5,6 +5,7 @@
 
 use std::{fmt, time::Duration};
 
+use futures_util::future::try_join_all;
 use lapin::{
     Channel, Connection, ErrorKind, ExchangeKind,
     options::{
@@ -96,28 +97,35 @@ pub(super) enum DeclareError {
     Amqp { name: String, source: lapin::Error },
 }
 
-/// Declares everything, in the table's order.
+/// Declares everything: queues first, then each exchange together with its bindings, so that an
+/// exchange that somebody deleted does not come back without them and send to quarantine.
 pub(super) async fn all(connection: &Connection) -> Result<(), DeclareError> {
     let open = connection.create_channel();
     let channel = answered("a channel", open).await?;
+    let queues = topology::queues();
+    for queue in &queues {
+        judged("queue", &queue.name, declare_queue(&channel, queue)).await?;
+    }
     for exchange in topology::EXCHANGES {
-        judged(
-            "exchange",
-            exchange.name,
-            declare_exchange(&channel, &exchange),
-        )
-        .await?;
-    }
-    for queue in topology::queues() {
-        judged("queue", &queue.name, declare_queue(&channel, &queue)).await?;
-        answered(
-            &queue.name,
-            bind(&channel, &queue.name, queue.exchange, queue.key),
-        )
-        .await?;
-    }
-    for (exchange, queue, key) in topology::MORE_BINDINGS {
-        answered(queue, bind(&channel, queue, exchange, key)).await?;
+        let own = queues
+            .iter()
+            .map(|queue| (queue.exchange, queue.name.as_str(), queue.key));
+        let bindings = own
+            .chain(topology::MORE_BINDINGS)
+            .filter(|(from, ..)| *from == exchange.name)
+            .map(|(from, queue, key)| bind(&channel, queue, from, key));
+        let bindings = answered(exchange.name, try_join_all(bindings));
+        // Sent in this order at once, and judged in it: a binding fails when its exchange does.
+        let (declared, bound) = tokio::join!(
+            judged(
+                "exchange",
+                exchange.name,
+                declare_exchange(&channel, &exchange)
+            ),
+            bindings
+        );
+        declared?;
+        bound?;
     }
     // All is declared; a channel that cannot be closed is closed with its connection.
     _ = tokio::time::timeout(ANSWER_MAX, channel.close(200, "declared".into())).await;
