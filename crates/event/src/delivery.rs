@@ -137,3 +137,74 @@ pub struct DeadLetter {
     /// The event itself, so that a redrive needs nothing else.
     pub event: Arc<Event>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::{Envelope, admit};
+
+    fn event() -> Arc<Event> {
+        let body = br#"{"id":"e-1","tenant":"t","type":"customer.deleted","subject":[ 1.50,"a" ],
+            "data":{ "price" : 12.10,"n":-0, "s":"\u00e9/\/"},"changes":{"a" :1E2}}"#;
+        let now = "2026-03-01T12:00:00Z".parse().unwrap();
+        let envelope = Envelope {
+            now,
+            message_id: None,
+            tenant: None,
+            fresh_id: None,
+        };
+        Arc::new(admit(body, &envelope).unwrap())
+    }
+
+    #[test]
+    fn a_bundle_carries_data_byte_for_byte() {
+        let event = event();
+        let recipient = Recipient::first(SubscriptionId::parse("sub_1").unwrap());
+        let item = Item {
+            accepted_at: event.time,
+            revision: 7,
+            to: vec![
+                recipient.clone(),
+                Recipient {
+                    attempts: 2,
+                    due: Some(event.time),
+                    ..recipient
+                },
+            ],
+            event: Arc::clone(&event),
+        };
+        let wire = serde_json::to_vec(&Bundle {
+            items: vec![item.clone(), item],
+        })
+        .unwrap();
+        let back: Bundle = serde_json::from_slice(&wire).unwrap();
+        for item in &back.items {
+            let raw = |part: &Option<Box<serde_json::value::RawValue>>| {
+                part.as_ref().map(|part| part.get().to_owned())
+            };
+            assert_eq!(raw(&item.event.data), raw(&event.data));
+            assert_eq!(
+                raw(&item.event.data).unwrap(),
+                r#"{ "price" : 12.10,"n":-0, "s":"\u00e9/\/"}"#
+            );
+            assert_eq!(raw(&item.event.changes).unwrap(), r#"{"a" :1E2}"#);
+            assert_eq!(
+                item.event.subject.as_ref().unwrap().0.get(),
+                r#"[ 1.50,"a" ]"#
+            );
+            assert_eq!(item.to[1].attempts, 2);
+            assert_eq!(item.to[1].due, Some(event.time));
+        }
+        assert_eq!(
+            serde_json::to_vec(&back).unwrap(),
+            wire,
+            "and says it the same way again"
+        );
+    }
+
+    #[test]
+    fn a_first_recipient_is_only_its_subscription() {
+        let first = Recipient::first(SubscriptionId::parse("sub_1").unwrap());
+        assert_eq!(serde_json::to_string(&first).unwrap(), r#"{"sub":"sub_1"}"#);
+    }
+}

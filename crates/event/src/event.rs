@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::id::{BadId, EventId, Tenant};
@@ -147,8 +147,7 @@ impl Serialize for EventType {
 
 impl<'de> Deserialize<'de> for EventType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        Self::parse(&text).map_err(de::Error::custom)
+        crate::id::parsed(deserializer, Self::parse)
     }
 }
 
@@ -156,3 +155,56 @@ impl<'de> Deserialize<'de> for EventType {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Subject(pub Box<RawValue>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_an_entity_and_an_action() {
+        let kind = EventType::parse("package_order.status_changed").unwrap();
+        assert_eq!(
+            (kind.entity(), kind.action()),
+            ("package_order", "status_changed")
+        );
+        assert_eq!(kind.as_str(), "package_order.status_changed");
+        let own = EventType::parse("custom.onAddItemCart2").unwrap();
+        assert_eq!((own.entity(), own.action()), ("custom", "onAddItemCart2"));
+        let longest = format!("a.{}", "b".repeat(TYPE_BYTES_MAX - 2));
+        assert!(EventType::parse(&longest).is_ok());
+        for bad in [
+            "",
+            ".",
+            "a",
+            "a.",
+            ".b",
+            "a.b.c",
+            "A.b",
+            "a.B",
+            "1a.b",
+            "a.1b",
+            "_a.b",
+            "a b.c",
+            "a.b ",
+            "custom.1a",
+            "Custom.on",
+            "é.a",
+            &format!("{longest}b"),
+        ] {
+            assert!(EventType::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn data_that_is_null_is_not_data_that_is_absent() {
+        let text =
+            r#"{"id":"e","tenant":"t","type":"a.b","time":"2026-03-01T12:00:00Z","data":null}"#;
+        let event: Event = serde_json::from_str(text).unwrap();
+        assert_eq!(event.data.as_ref().map(|data| data.get()), Some("null"));
+        assert_eq!(serde_json::to_string(&event).unwrap(), text);
+        let without = text.replace(r#","data":null"#, "");
+        let event: Event = serde_json::from_str(&without).unwrap();
+        assert!(event.data.is_none());
+        assert_eq!(serde_json::to_string(&event).unwrap(), without);
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -173,14 +173,26 @@ fn has_any_key(object: Option<&RawValue>, wanted: &[String]) -> bool {
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
             let mut found = false;
-            while let Some((key, _)) = map.next_entry::<std::borrow::Cow<'de, str>, IgnoredAny>()? {
-                found |= self.0.iter().any(|wanted| *wanted == key);
+            while let Some(this) = map.next_key_seed(Self(self.0))? {
+                found |= this;
+                map.next_value::<IgnoredAny>()?;
             }
             Ok(found)
+        }
+
+        fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+            Ok(self.0.iter().any(|wanted| wanted == key))
+        }
+    }
+    impl<'de> DeserializeSeed<'de> for AnyOf<'_> {
+        type Value = bool;
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+            deserializer.deserialize_any(self)
         }
     }
     object.is_some_and(|object| {
         let mut reader = serde_json::Deserializer::from_str(object.get());
-        reader.deserialize_map(AnyOf(wanted)).unwrap_or(false)
+        AnyOf(wanted).deserialize(&mut reader).unwrap_or(false)
     })
 }

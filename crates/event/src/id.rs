@@ -54,8 +54,7 @@ macro_rules! text_id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-                Self::parse(&text).map_err(de::Error::custom)
+                parsed(deserializer, Self::parse)
             }
         }
     };
@@ -93,6 +92,27 @@ text_id!(
     TokenId,
     check_own_id
 );
+
+/// Reads a text and parses it where it stands. (`Cow` would copy it first: it always owns what it
+/// deserializes.) Every id of every delivery passes here.
+pub(crate) fn parsed<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    parse: fn(&str) -> Result<T, BadId>,
+) -> Result<T, D::Error> {
+    struct Text<T>(fn(&str) -> Result<T, BadId>);
+    impl<T> de::Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            self.0(text).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_str(Text(parse))
+}
 
 fn check_event_id(text: &str) -> Result<(), BadId> {
     if text.is_empty() || text.len() > 128 {
@@ -176,4 +196,80 @@ fn derived(prefix: &str, parts: &[&str]) -> String {
     }
     let hex = hasher.finalize().to_hex();
     format!("{prefix}{}", &hex[..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(tenant: &str, event: &str, subscription: &str) -> DeliveryId {
+        let tenant = Tenant::parse(tenant).unwrap();
+        let event = EventId::parse(event).unwrap();
+        DeliveryId::of(
+            &tenant,
+            &event,
+            &SubscriptionId::parse(subscription).unwrap(),
+        )
+    }
+
+    #[test]
+    fn derived_ids_are_the_same_in_every_process() {
+        // Written down: a release that derives others would deliver everything under way twice.
+        let id = delivery("salon-17", "e-1", "sub_1");
+        assert_eq!(id.as_str(), "dlv_49374cd8f5cf76dd2063378a648dc4de");
+        assert_eq!(
+            DeadLetterId::of(&id, 0).as_str(),
+            "dl_45e668fe145250410163e5513c0993cc"
+        );
+    }
+
+    #[test]
+    fn derived_ids_differ_with_every_part() {
+        let all = [
+            delivery("a", "b", "c"),
+            delivery("ab", "b", "c"),
+            delivery("a", "bb", "c"),
+            delivery("a", "b", "cc"),
+            // The same letters, divided otherwise.
+            delivery("ab", "c", "d"),
+            delivery("a", "bc", "d"),
+        ];
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        let dead = |run| DeadLetterId::of(&all[0], run);
+        assert_eq!(dead(1), dead(1));
+        assert_ne!(dead(0), dead(1));
+    }
+
+    #[test]
+    fn fresh_ids_parse_and_differ() {
+        let (one, two) = (SubscriptionId::fresh(), SubscriptionId::fresh());
+        assert_ne!(one, two);
+        assert_eq!(SubscriptionId::parse(one.as_str()).unwrap(), one);
+        assert_eq!(
+            EventId::parse(EventId::fresh().as_str())
+                .unwrap()
+                .as_str()
+                .len(),
+            36
+        );
+    }
+
+    #[test]
+    fn ids_have_their_grammar() {
+        for good in ["a", "A_9-:/#", &"x".repeat(128)] {
+            assert!(EventId::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a.b", "a b", "a\n", "é", "\u{7f}", &"x".repeat(129)] {
+            assert!(EventId::parse(bad).is_err(), "{bad:?}");
+            assert!(Tenant::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(Tenant::parse("salon:17_B-c").is_ok());
+        assert!(Tenant::parse("a/b").is_err());
+        assert!(SubscriptionId::parse("sub_1'; --").is_err());
+        assert!(
+            serde_json::from_str::<Tenant>("\"a/b\"").is_err(),
+            "also from our own queues"
+        );
+    }
 }

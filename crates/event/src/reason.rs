@@ -118,3 +118,47 @@ words!(
         HandlerFailed = "handler_failed",
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words are a promise: they stand in the contract, in dashboards and in stores.
+    #[test]
+    fn the_words_are_those_of_the_contract() {
+        fn check<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str, wanted: &str) {
+            let words: Vec<&str> = all.iter().map(|member| word(*member)).collect();
+            assert_eq!(words.join(" "), wanted);
+        }
+        check(
+            DeliveryState::ALL,
+            DeliveryState::word,
+            "pending delivered retrying held filtered superseded dead canceled",
+        );
+        check(
+            DeadReason::ALL,
+            DeadReason::word,
+            "exhausted gone refused expired render_error target_not_allowed subscription_deleted",
+        );
+        check(
+            AttemptError::ALL,
+            AttemptError::word,
+            "dns connect tls timeout reset not_http headers_too_large redirect_not_followed status target_not_allowed",
+        );
+        check(
+            QuarantineReason::ALL,
+            QuarantineReason::word,
+            "malformed too_large invalid_event id_conflict unsupported_encoding handler_failed",
+        );
+    }
+
+    #[test]
+    fn a_word_reads_back_as_its_member_everywhere() {
+        for reason in DeadReason::ALL {
+            assert_eq!(DeadReason::from_word(reason.word()), Some(*reason));
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.word());
+            assert_eq!(reason.to_string(), reason.word());
+        }
+        assert_eq!(DeadReason::from_word("other"), None);
+    }
+}

@@ -140,10 +140,7 @@ pub(crate) fn scan<'a>(text: &'a str, from: usize, prefix: &str) -> Result<Docum
         fields: Vec::new(),
         findings: Vec::new(),
     };
-    scanner.document().map_err(|stop| match stop {
-        Stop::Syntax { at, what } => syntax(text, at, &what),
-        Stop::Refused(refusal) => refusal,
-    })
+    scanner.document().map_err(|refusal| *refusal)
 }
 
 /// Refuses anything but whitespace at or after `from`.
@@ -190,11 +187,6 @@ pub(crate) fn segment(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
-enum Stop {
-    Syntax { at: usize, what: Cow<'static, str> },
-    Refused(Refusal),
-}
-
 struct Frame {
     array: bool,
     /// Where this object's keys begin in `keys`.
@@ -217,7 +209,7 @@ struct Scanner<'a, 'p> {
 }
 
 impl<'a> Scanner<'a, '_> {
-    fn document(&mut self) -> Result<Document<'a>, Stop> {
+    fn document(&mut self) -> Result<Document<'a>, Box<Refusal>> {
         self.space();
         let from = self.at;
         let outermost = self.kind_here()?;
@@ -288,7 +280,7 @@ impl<'a> Scanner<'a, '_> {
 
     /// Reads a scalar whole, or opens a container. True when a container was opened that is not
     /// empty; the scanner then stands at its first member's value.
-    fn begin_value(&mut self) -> Result<bool, Stop> {
+    fn begin_value(&mut self) -> Result<bool, Box<Refusal>> {
         match self.kind_here()? {
             Kind::Object => {
                 self.open(false)?;
@@ -321,7 +313,7 @@ impl<'a> Scanner<'a, '_> {
         Ok(false)
     }
 
-    fn kind_here(&self) -> Result<Kind, Stop> {
+    fn kind_here(&self) -> Result<Kind, Box<Refusal>> {
         Ok(match self.bytes.get(self.at) {
             Some(b'{') => Kind::Object,
             Some(b'[') => Kind::Array,
@@ -334,15 +326,11 @@ impl<'a> Scanner<'a, '_> {
         })
     }
 
-    fn open(&mut self, array: bool) -> Result<(), Stop> {
+    fn open(&mut self, array: bool) -> Result<(), Box<Refusal>> {
         if self.frames.len() == DEPTH_MAX {
             let text = format!("nested deeper than {DEPTH_MAX} levels");
             let fault = Fault::at(self.pointer(), text.as_str());
-            return Err(Stop::Refused(Refusal::invalid(
-                "too_deep",
-                text,
-                vec![fault],
-            )));
+            return Err(Box::new(Refusal::invalid("too_deep", text, vec![fault])));
         }
         self.frames.push(Frame {
             array,
@@ -366,7 +354,7 @@ impl<'a> Scanner<'a, '_> {
     }
 
     /// Reads `"key":` and the whitespace after it.
-    fn key(&mut self) -> Result<(), Stop> {
+    fn key(&mut self) -> Result<(), Box<Refusal>> {
         if self.bytes.get(self.at) != Some(&b'"') {
             return Err(self.expected("a key in double quotes"));
         }
@@ -374,7 +362,7 @@ impl<'a> Scanner<'a, '_> {
         if self.key_count > KEYS_MAX {
             let text = format!("more than {KEYS_MAX} keys");
             let fault = Fault::at(self.prefix, text.as_str());
-            return Err(Stop::Refused(Refusal::invalid(
+            return Err(Box::new(Refusal::invalid(
                 "too_many_keys",
                 text,
                 vec![fault],
@@ -400,13 +388,19 @@ impl<'a> Scanner<'a, '_> {
     }
 
     /// Reads a string; the scanner stands at its opening quote.
-    fn string(&mut self) -> Result<Str, Stop> {
+    fn string(&mut self) -> Result<Str, Box<Refusal>> {
         let mut found = Str {
             escaped: false,
             lone: false,
         };
         self.at += 1;
         loop {
+            // Eight bytes at a time while none of them needs a look.
+            while let Some(eight) = self.bytes[self.at..].first_chunk::<8>()
+                && !needs_a_look(u64::from_ne_bytes(*eight))
+            {
+                self.at += 8;
+            }
             while let Some(byte) = self.bytes.get(self.at)
                 && *byte >= b' '
                 && *byte != b'"'
@@ -432,7 +426,7 @@ impl<'a> Scanner<'a, '_> {
     }
 
     /// Reads one escape, or a pair of surrogates. True when it is half of such a pair.
-    fn escape(&mut self) -> Result<bool, Stop> {
+    fn escape(&mut self) -> Result<bool, Box<Refusal>> {
         match self.bytes.get(self.at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
                 self.at += 2;
@@ -470,7 +464,7 @@ impl<'a> Scanner<'a, '_> {
         })
     }
 
-    fn number(&mut self) -> Result<(), Stop> {
+    fn number(&mut self) -> Result<(), Box<Refusal>> {
         let from = self.at;
         if self.bytes[self.at] == b'-' {
             self.at += 1;
@@ -513,7 +507,7 @@ impl<'a> Scanner<'a, '_> {
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), Stop> {
+    fn digits(&mut self) -> Result<(), Box<Refusal>> {
         let from = self.at;
         while let Some(b'0'..=b'9') = self.bytes.get(self.at) {
             self.at += 1;
@@ -525,7 +519,7 @@ impl<'a> Scanner<'a, '_> {
         }
     }
 
-    fn word(&mut self, word: &'static str) -> Result<(), Stop> {
+    fn word(&mut self, word: &'static str) -> Result<(), Box<Refusal>> {
         if self.bytes[self.at..].starts_with(word.as_bytes()) {
             self.at += word.len();
             Ok(())
@@ -608,14 +602,14 @@ impl<'a> Scanner<'a, '_> {
         pointer
     }
 
-    fn unexpected(&self, what: &'static str) -> Stop {
-        Stop::Syntax {
-            at: self.at,
-            what: what.into(),
-        }
+    // A refusal is boxed, so that the many results without one stay small.
+    #[cold]
+    fn unexpected(&self, what: &str) -> Box<Refusal> {
+        Box::new(syntax(self.text, self.at, what))
     }
 
-    fn expected(&self, wanted: &str) -> Stop {
+    #[cold]
+    fn expected(&self, wanted: &str) -> Box<Refusal> {
         let rest = &self.text[self.at..];
         let hint = match rest.as_bytes() {
             [] => return self.unexpected("the end of the input"),
@@ -625,11 +619,20 @@ impl<'a> Scanner<'a, '_> {
             _ => "",
         };
         let found = rest.chars().next().unwrap_or_default().escape_default();
-        Stop::Syntax {
-            at: self.at,
-            what: format!("expected {wanted}, found `{found}`{hint}").into(),
-        }
+        self.unexpected(&format!("expected {wanted}, found `{found}`{hint}"))
     }
+}
+
+/// Whether any of eight bytes is a quote, a backslash or a control character. May say yes for no
+/// reason, never no: a borrow can run from one byte into the next.
+fn needs_a_look(eight: u64) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES * 0x80;
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let quote = zero(eight ^ (ONES * 0x22));
+    let backslash = zero(eight ^ (ONES * 0x5c));
+    let control = eight.wrapping_sub(ONES * 0x20) & !eight;
+    (quote | backslash | control) & HIGH != 0
 }
 
 struct Str {

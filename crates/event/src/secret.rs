@@ -132,3 +132,90 @@ impl SigningKeys {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_random(SigningKind::Hmac, [byte; 32])
+    }
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_second(hour * 3600).unwrap()
+    }
+
+    #[track_caller]
+    fn live(keys: &SigningKeys, now: Timestamp) -> Vec<(SigningKind, u8)> {
+        keys.live(now)
+            .map(|key| (key.kind(), key.expose_bytes()[0]))
+            .collect()
+    }
+
+    #[test]
+    fn rotating_keeps_at_most_two_live_keys_of_a_kind() {
+        let hmac = |byte| (SigningKind::Hmac, byte);
+        let mut keys = SigningKeys::default();
+        keys.rotate(key(1), at(0), at(24));
+        assert_eq!(live(&keys, at(0)), [hmac(1)]);
+        keys.rotate(key(2), at(10), at(34));
+        assert_eq!(live(&keys, at(10)), [hmac(2), hmac(1)], "the newest first");
+        assert_eq!(live(&keys, at(33)), [hmac(2), hmac(1)]);
+        assert_eq!(
+            live(&keys, at(34)),
+            [hmac(2)],
+            "the old one has had its time"
+        );
+        keys.rotate(key(3), at(11), at(35));
+        assert_eq!(
+            live(&keys, at(11)),
+            [hmac(3), hmac(2)],
+            "the oldest makes room"
+        );
+        keys.rotate(key(4), at(100), at(124));
+        assert_eq!(keys.0.len(), 2, "what is past is dropped");
+        // Another kind is not touched.
+        let other = SigningKey::from_random(SigningKind::Ed25519, [9; 32]);
+        keys.rotate(other, at(101), at(125));
+        assert_eq!(
+            live(&keys, at(101)),
+            [(SigningKind::Ed25519, 9), hmac(4), hmac(3)]
+        );
+    }
+
+    #[test]
+    fn keys_have_one_text_form_and_bounds() {
+        for kind in [SigningKind::Hmac, SigningKind::Ed25519] {
+            let key = SigningKey::from_random(kind, [7; 32]);
+            let parsed = SigningKey::parse(&key.expose_text()).unwrap();
+            assert_eq!(
+                (parsed.kind(), parsed.expose_bytes()),
+                (kind, &[7_u8; 32][..])
+            );
+        }
+        let hmac =
+            |bytes: usize| SigningKey::parse(&format!("whsec_{}", STANDARD.encode(vec![1; bytes])));
+        assert!(hmac(23).is_err() && hmac(24).is_ok() && hmac(64).is_ok() && hmac(65).is_err());
+        for bad in ["", "whsec", "whsec_", "whsec_!", "whsk_AAAA", "sk_AAAA"] {
+            assert!(SigningKey::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let key = key(0x41);
+        let printed = format!(
+            "{key:?} {:?}",
+            SigningKeys(vec![LiveKey {
+                key: key.clone(),
+                expires_at: None
+            }])
+        );
+        assert!(printed.contains("whsec_***"), "{printed}");
+        let secret = key.expose_text();
+        assert!(
+            !printed.contains(&secret[6..20]) && !printed.contains("AAAA"),
+            "{printed}"
+        );
+    }
+}

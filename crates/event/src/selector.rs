@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     event::{Event, EventType, TYPE_GRAMMAR},
@@ -85,7 +85,119 @@ impl Serialize for Selector {
 
 impl<'de> Deserialize<'de> for Selector {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        Self::parse(&text).map_err(de::Error::custom)
+        crate::id::parsed(deserializer, Self::parse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EventId, Tenant};
+
+    fn event(kind: &str, before: Option<&str>, after: Option<&str>) -> Event {
+        Event {
+            id: EventId::parse("e-1").unwrap(),
+            tenant: Tenant::parse("salon-17").unwrap(),
+            kind: EventType::parse(kind).unwrap(),
+            time: Default::default(),
+            subject: None,
+            status: after.map(str::to_owned),
+            previous_status: before.map(str::to_owned),
+            version: None,
+            expires_at: None,
+            data: None,
+            changes: None,
+            details: None,
+        }
+    }
+
+    #[test]
+    fn each_kind_of_entry_matches_what_it_says() {
+        let plain = |kind| event(kind, None, None);
+        let moved = |kind| event(kind, Some("booked"), Some("confirmed"));
+        let still = |kind| event(kind, Some("booked"), Some("booked"));
+        for (selector, event, wanted) in [
+            ("*", plain("appointment.created"), true),
+            ("*", plain("custom.onAddItemCart"), true),
+            ("appointment.*", plain("appointment.anything"), true),
+            ("appointment.*", plain("appointments.created"), false),
+            ("appointment.created", plain("appointment.created"), true),
+            (
+                "appointment.created",
+                plain("appointment.created_twice"),
+                false,
+            ),
+            ("appointment.created", plain("payment.created"), false),
+            ("appointment.saved", plain("appointment.created"), true),
+            ("appointment.saved", plain("appointment.updated"), true),
+            ("appointment.saved", plain("appointment.saved"), true),
+            ("appointment.saved", plain("appointment.deleted"), false),
+            ("appointment.saved", plain("payment.created"), false),
+            (
+                "appointment.status_changed",
+                plain("appointment.status_changed"),
+                true,
+            ),
+            (
+                "appointment.status_changed",
+                moved("appointment.updated"),
+                true,
+            ),
+            (
+                "appointment.status_changed",
+                moved("appointment.canceled"),
+                true,
+            ),
+            (
+                "appointment.status_changed",
+                still("appointment.updated"),
+                false,
+            ),
+            (
+                "appointment.status_changed",
+                plain("appointment.updated"),
+                false,
+            ),
+            (
+                "appointment.status_changed",
+                event("appointment.updated", None, Some("x")),
+                false,
+            ),
+            (
+                "appointment.status_changed",
+                event("appointment.updated", Some("x"), None),
+                false,
+            ),
+            (
+                "appointment.status_changed",
+                moved("payment.updated"),
+                false,
+            ),
+            ("custom.onAddItemCart", plain("custom.onAddItemCart"), true),
+            ("custom.onadditemcart", plain("custom.onAddItemCart"), false),
+        ] {
+            let parsed = Selector::parse(selector).unwrap();
+            assert_eq!(parsed.matches(&event), wanted, "{selector} {}", event.kind);
+            assert_eq!(parsed.to_string(), selector, "shown as written");
+        }
+    }
+
+    #[test]
+    fn what_is_no_entry_is_refused_with_the_grammar() {
+        for bad in [
+            "",
+            "appointment",
+            "*.created",
+            "*.*",
+            "appointment.",
+            ".created",
+            "a.b.c",
+            "A.*",
+            "a.**",
+            "#",
+        ] {
+            let error = Selector::parse(bad).unwrap_err();
+            assert!(error.0.contains("`entity.*`"), "{bad}: {error}");
+        }
     }
 }

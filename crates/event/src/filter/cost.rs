@@ -21,9 +21,9 @@ use cel::{
 
 use super::expression::EVENT;
 
-/// What one evaluation may cost. A unit is some ten nanoseconds of an optimised build: a byte
-/// looked at costs less, an element copied somewhat more.
-const BUDGET: f64 = 1_000_000.0;
+/// What one evaluation may cost: some milliseconds of an optimised build at worst. A unit is one or
+/// two nanoseconds.
+const BUDGET: f64 = 2_500_000.0;
 /// What it costs to evaluate one node, whatever its operands.
 const NODE: f64 = 20.0;
 /// What it costs to go round a loop once, beside its body.

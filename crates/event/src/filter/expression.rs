@@ -23,7 +23,7 @@ use cel::{
     },
     parser::PrattParser,
 };
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::cost::{self, Sizes};
@@ -104,8 +104,8 @@ const TOO_COSTLY: &str = "the expression would cost too much on an event of this
 pub(super) struct Expression {
     source: String,
     root: IdedExpr,
-    /// The fields of the event it may look at; only these are read.
-    fields: Vec<&'static str>,
+    /// What of the event it may look at; only this is read.
+    want: Want,
 }
 
 impl fmt::Debug for Expression {
@@ -130,8 +130,7 @@ impl Expression {
         let root = parse(source)?;
         let mut check = Check {
             source,
-            fields: Vec::new(),
-            all: false,
+            want: Want::Fields(Vec::new()),
             bound: Vec::new(),
         };
         let levels = check.expr(&root, 1)?;
@@ -143,15 +142,11 @@ impl Expression {
         if !cost::fits(&root, &Sizes::small()) {
             return Err("would cost too much even on a small event".into());
         }
-        let fields = if check.all {
-            FIELDS.to_vec()
-        } else {
-            check.fields
-        };
+        let want = check.want;
         Ok(Self {
             source: source.into(),
             root,
-            fields,
+            want,
         })
     }
 
@@ -183,12 +178,15 @@ impl Expression {
 
     /// The event as the expression sees it: only what it looks at is read.
     fn variable(&self, event: &Event) -> CelMap<'static> {
-        let mut map: HashMap<CelMapKey<'static>, Box<dyn Val>> =
-            HashMap::with_capacity(self.fields.len());
-        for field in &self.fields {
+        let mut map: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+        for field in FIELDS {
+            let Some(want) = self.want.field(field) else {
+                continue;
+            };
+            let json = |raw: &RawValue| read(raw, want);
             let text =
                 |text: &str| Some(Box::new(CelString::from(text.to_owned())) as Box<dyn Val>);
-            let value = match *field {
+            let value = match field {
                 "id" => text(event.id.as_str()),
                 "tenant" => text(event.tenant.as_str()),
                 "type" => text(event.kind.as_str()),
@@ -197,13 +195,13 @@ impl Expression {
                 "status" => event.status.as_deref().and_then(text),
                 "previous_status" => event.previous_status.as_deref().and_then(text),
                 "version" => event.version.map(number),
-                "data" => event.data.as_deref().and_then(json),
-                "changes" => event.changes.as_deref().and_then(json),
-                "details" => event.details.as_deref().and_then(json),
+                "data" => event.data.as_deref().and_then(&json),
+                "changes" => event.changes.as_deref().and_then(&json),
+                "details" => event.details.as_deref().and_then(&json),
                 _ => None,
             };
             if let Some(value) = value {
-                map.insert(CelMapKey::from((*field).to_owned()), value);
+                map.insert(CelMapKey::from(field.to_owned()), value);
             }
         }
         CelMap::from(map)
@@ -304,9 +302,7 @@ fn place(source: &str, at: usize) -> (usize, usize) {
 /// Walks a parsed expression: what it names, how deep it is.
 struct Check<'s> {
     source: &'s str,
-    fields: Vec<&'static str>,
-    /// It may look at any field.
-    all: bool,
+    want: Want,
     /// The variables of the loops we are in.
     bound: Vec<String>,
 }
@@ -322,7 +318,9 @@ impl Check<'_> {
             Expr::Literal(_) => Ok(level),
             Expr::Ident(name) => {
                 self.name(name)?;
-                self.all |= name == EVENT && !self.is_bound(name);
+                if name == EVENT && !self.is_bound(name) {
+                    self.want = Want::All;
+                }
                 Ok(level)
             }
             Expr::Select(select) => self.select(select, level),
@@ -346,22 +344,22 @@ impl Check<'_> {
 
     fn select(&mut self, select: &SelectExpr, level: usize) -> Result<usize, String> {
         let mut innermost = select;
-        let mut steps = 1;
+        let mut path = vec![select.field.as_str()];
         while let Expr::Select(next) = &innermost.operand.expr
             && !next.test
         {
             innermost = next;
-            steps += 1;
+            path.push(&next.field);
         }
         match &innermost.operand.expr {
             Expr::Ident(name) if name == EVENT && !self.is_bound(name) => {
-                self.looks_at(&innermost.field);
+                self.want.add(path.iter().rev().copied());
                 Ok(level)
             }
             // A path from a variable is one level: `event.data.customer.address.city`.
             Expr::Ident(name) => self.name(name).map(|()| level),
             // Fields of a computed value are looked up one inside the other.
-            _ => self.expr(&innermost.operand, level + steps),
+            _ => self.expr(&innermost.operand, level + path.len()),
         }
     }
 
@@ -392,7 +390,7 @@ impl Check<'_> {
             && matches!(&operand.expr, Expr::Ident(ident) if ident == EVENT && !self.is_bound(ident))
             && let Expr::Literal(LiteralValue::String(field)) = &index.expr
         {
-            self.looks_at(field.inner());
+            self.want.add([field.inner()]);
             return Ok(level);
         }
         self.each(
@@ -455,15 +453,6 @@ impl Check<'_> {
         self.bound.iter().any(|bound| bound == name)
     }
 
-    fn looks_at(&mut self, field: &str) {
-        // A field that events do not have is a missing field, which makes the clause false.
-        if let Some(field) = FIELDS.into_iter().find(|known| *known == field)
-            && !self.fields.contains(&field)
-        {
-            self.fields.push(field);
-        }
-    }
-
     /// A message about a word of the source, with its place. The parsed expression knows none, so
     /// this is where the word stands first.
     fn at(&self, word: &str, message: &str) -> String {
@@ -494,24 +483,61 @@ fn number(number: u64) -> Box<dyn Val> {
     }
 }
 
-fn json(raw: &RawValue) -> Option<Box<dyn Val>> {
-    serde_json::from_str::<Json>(raw.get())
-        .ok()
-        .map(|json| json.0)
+/// Which part of a value an expression may look at. What it has no path to is skipped, not read: an
+/// event may be large and a clause small.
+#[derive(Debug)]
+enum Want {
+    All,
+    Fields(Vec<(String, Want)>),
 }
 
-/// JSON read straight into CEL's values: whole numbers as `int`, which is what a literal is.
-struct Json(Box<dyn Val>);
+impl Want {
+    /// Adds a path, whose end is wanted whole.
+    fn add<'p>(&mut self, path: impl IntoIterator<Item = &'p str>) {
+        let mut here = self;
+        for field in path {
+            let Self::Fields(fields) = here else { return };
+            let at = fields
+                .iter()
+                .position(|(known, _)| known == field)
+                .unwrap_or_else(|| {
+                    fields.push((field.into(), Self::Fields(Vec::new())));
+                    fields.len() - 1
+                });
+            here = &mut fields[at].1;
+        }
+        *here = Self::All;
+    }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonVisitor).map(Self)
+    fn field(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::All => Some(self),
+            Self::Fields(fields) => fields
+                .iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, want)| want),
+        }
     }
 }
 
-struct JsonVisitor;
+/// Reads JSON straight into CEL's values: whole numbers as `int`, which is what a literal is.
+fn read(raw: &RawValue, want: &Want) -> Option<Box<dyn Val>> {
+    Json(want)
+        .deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
+        .ok()
+}
 
-impl<'de> Visitor<'de> for JsonVisitor {
+struct Json<'w>(&'w Want);
+
+impl<'de> DeserializeSeed<'de> for Json<'_> {
+    type Value = Box<dyn Val>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Json<'_> {
     type Value = Box<dyn Val>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -544,17 +570,53 @@ impl<'de> Visitor<'de> for JsonVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut list: Vec<Box<dyn Val>> = Vec::new();
-        while let Some(Json(value)) = seq.next_element()? {
-            list.push(value);
+        // A list has no fields: where only a field is wanted, its elements are not.
+        if let Want::All = self.0 {
+            while let Some(value) = seq.next_element_seed(Json(self.0))? {
+                list.push(value);
+            }
+        } else {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
         }
         Ok(Box::new(CelList::from(list)))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
         let mut map: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-        while let Some((key, Json(value))) = entries.next_entry::<String, Json>()? {
-            map.insert(CelMapKey::from(key), value);
+        while let Some(wanted) = entries.next_key_seed(Key(self.0))? {
+            match wanted {
+                Some((key, want)) => {
+                    let value = entries.next_value_seed(Json(want))?;
+                    map.insert(CelMapKey::from(key), value);
+                }
+                None => {
+                    entries.next_value::<IgnoredAny>()?;
+                }
+            }
         }
         Ok(Box::new(CelMap::from(map)))
+    }
+}
+
+/// A key, copied only where its value is wanted.
+struct Key<'w>(&'w Want);
+
+impl<'de, 'w> DeserializeSeed<'de> for Key<'w> {
+    type Value = Option<(String, &'w Want)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'w> Visitor<'_> for Key<'w> {
+    type Value = Option<(String, &'w Want)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.field(key).map(|want| (key.to_owned(), want)))
     }
 }

@@ -150,7 +150,9 @@ pub fn parse_patch(
     let mut written = writable(current);
     let headers = patched_headers(current, patch.remove("headers"), moved);
     if let Some(delivery) = written.get_mut("delivery").and_then(Value::as_object_mut)
-        && patch.get("delivery").is_some_and(|delivery| delivery.get("retry").is_some())
+        && patch
+            .get("delivery")
+            .is_some_and(|delivery| delivery.get("retry").is_some())
     {
         // A policy is one value in one of three forms: merging two forms would make neither.
         delivery.remove("retry");
