@@ -696,3 +696,6 @@ impl Deliverer {
             .observe(outcome.took.as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! What a fault of our own costs: never a delivery, and never more than its bundle again.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use broker::{PublishError, Settle, Ticket};
+use event::secret::SigningKeys;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use store::Stored;
+
+use super::*;
+
+#[derive(Debug, Clone, Default)]
+struct Seen(Arc<Mutex<Vec<&'static str>>>);
+
+impl Settle for Seen {
+    fn ack(self: Box<Self>) {
+        self.0.lock().expect("not poisoned").push("ack");
+    }
+
+    fn give_back(self: Box<Self>) {
+        self.0.lock().expect("not poisoned").push("give back");
+    }
+}
+
+/// A broker whose handle fails in the way told.
+#[derive(Debug)]
+enum Broken {
+    Panics,
+    Closed,
+}
+
+impl Publish for Broken {
+    fn publish(&self, _: Parcel) -> BoxFuture<'_, Result<(), PublishError>> {
+        match self {
+            Self::Panics => panic!("the publisher broke, as the test wants"),
+            Self::Closed => Box::pin(async { Err(PublishError::Closed) }),
+        }
+    }
+}
+
+/// A deliverer with one paused subscription, whose deliveries are all parked.
+async fn deliverer(publisher: Broken) -> (Arc<Deliverer>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("embedded://{}", folder.path().display());
+    let settings = broker::Settings {
+        url,
+        ..broker::Settings::default()
+    };
+    let subscription = serde_json::from_value(json!({
+        "id": "sub_a", "tenant": "t", "name": "", "target_url": "https://example.com/",
+        "dialect": "standard", "events": ["*"], "filter": {}, "view": "full", "headers": {},
+        "attributes": {}, "delivery": {"retry": {"delays": ["5s"]}}, "state": "paused",
+        "created_at": "2026-03-01T10:00:00Z", "updated_at": "2026-03-01T10:00:00Z", "revision": 1,
+    }));
+    let stored = Stored {
+        subscription: subscription.expect("a subscription"),
+        keys: SigningKeys::default(),
+    };
+    let subscriptions = HashMap::from([(stored.subscription.id.clone(), Arc::new(stored))]);
+    let mut deliverer = Deliverer::new(Parts {
+        broker: Broker::open(&settings).await.expect("opens"),
+        feed: Feed::fixed(Snapshot {
+            revision: 1,
+            subscriptions,
+        }),
+        dialects: Arc::new(Dialects::builtin()),
+        settings: Settings::default(),
+        egress: Egress::default(),
+        metrics: Metrics::register(&prometheus::Registry::new()).expect("registers"),
+        disable: mpsc::channel(1).0,
+    })
+    .expect("a deliverer");
+    deliverer.publisher = Arc::new(publisher);
+    (Arc::new(deliverer), folder)
+}
+
+fn delivery() -> Delivery {
+    let bundle = json!({"items": [{
+        "event": {
+            "id": "e1", "tenant": "t", "type": "a.b", "time": "2026-03-01T10:00:00Z", "data": 1,
+        },
+        "accepted_at": "2026-03-01T10:00:00Z", "revision": 1, "to": [{"sub": "sub_a"}],
+    }]});
+    let bundle = serde_json::from_value(bundle).expect("a bundle");
+    Delivery::all(bundle).next().expect("a delivery")
+}
+
+async fn carried(publisher: Broken) -> Vec<&'static str> {
+    let (deliverer, _folder) = deliverer(publisher).await;
+    let seen = Seen::default();
+    let mut shares = share(Ticket::new(Box::new(seen.clone())), 1);
+    let share = shares.remove(0);
+    let taken = Taken {
+        delivery: delivery(),
+        share,
+        _room: None,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(deliverer.carry(taken));
+    drop(tasks.join_next().await);
+    let seen = seen.0.lock().expect("not poisoned");
+    seen.clone()
+}
+
+#[tokio::test]
+async fn what_was_not_confirmed_is_not_acked() {
+    assert_eq!(carried(Broken::Closed).await, ["give back"]);
+}
+
+#[tokio::test]
+async fn a_panic_while_settling_sends_the_bundle_back() {
+    assert_eq!(carried(Broken::Panics).await, ["give back"]);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_attempt_counts_as_one_and_is_retried() {
+    let (deliverer, _folder) = deliverer(Broken::Closed).await;
+    let mut delivery = delivery();
+    let end = deliverer.broken_off(&mut delivery);
+    assert!(matches!(end, End::Retry(_)));
+    assert_eq!(delivery.to.attempts, 1);
+    assert_eq!(delivery.to.history[0].error, Some(AttemptError::Reset));
+    let end = deliverer.broken_off(&mut delivery);
+    assert!(matches!(end, End::Dead(DeadReason::Exhausted, _)));
+}
