@@ -24,7 +24,9 @@ use crate::{
 on_both!(every_panel_and_every_alert_finds_its_metrics);
 
 fn deploy(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(path)
 }
 
 fn text(path: &str) -> String {
@@ -36,7 +38,9 @@ fn text(path: &str) -> String {
 fn dashboard() -> Vec<(String, String)> {
     let dashboard: Value =
         serde_json::from_str(&text("grafana/postrider.json")).expect("the dashboard is JSON");
-    let panels = dashboard["panels"].as_array().expect("a dashboard has panels");
+    let panels = dashboard["panels"]
+        .as_array()
+        .expect("a dashboard has panels");
     let mut queries = Vec::new();
     for panel in panels {
         for target in panel["targets"].as_array().into_iter().flatten() {
@@ -73,14 +77,20 @@ async fn wait_for_data(prometheus: &Prometheus, what: &str, query: &str) {
         if samples.iter().any(|sample| sample["value"][1] != "NaN") {
             return;
         }
-        assert!(Instant::now() < deadline, "{what}: no data for {query}: {samples:?}");
+        assert!(
+            Instant::now() < deadline,
+            "{what}: no data for {query}: {samples:?}"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
 async fn every_panel_and_every_alert_finds_its_metrics(world: World) {
-    let targets: Vec<String> =
-        world.nodes.iter().map(|node| format!("127.0.0.1:{}", node.ops())).collect();
+    let targets: Vec<String> = world
+        .nodes
+        .iter()
+        .map(|node| format!("127.0.0.1:{}", node.ops()))
+        .collect();
     let config = format!(
         "global:\n  scrape_interval: 500ms\n  scrape_timeout: 500ms\nscrape_configs:\n  \
          - job_name: postrider\n    static_configs:\n      - targets: {targets:?}\n"
@@ -90,7 +100,9 @@ async fn every_panel_and_every_alert_finds_its_metrics(world: World) {
     let all_up = format!("sum(up{{job=\"postrider\"}}) == {}", targets.len());
     wait_for_data(&prometheus, "the first scrape", &all_up).await;
 
-    world.receiver.plan("/flaky", [500, 200].map(Answer::status));
+    world
+        .receiver
+        .plan("/flaky", [500, 200].map(Answer::status));
     world.receiver.plan("/gone", [Answer::status(410)]);
     let retry = json!({"delivery": {"retry": {"delays": ["1s"]}}});
     let fine = world.subscribe("/fine", &["*"], json!({})).await;
@@ -118,7 +130,11 @@ async fn every_panel_and_every_alert_finds_its_metrics(world: World) {
 #[tokio::test]
 async fn the_files_under_deploy_keep_what_they_promise() {
     let output = run(Command::new(deploy("check"))).await;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test]
@@ -139,12 +155,21 @@ async fn the_recommended_private_broker_carries_events_with_least_privilege() {
         .flat_map(|line| [line, "\n"])
         .collect();
     let advanced = text("rabbitmq/advanced.config");
-    let options = Options { extra_conf: conf, advanced: Some(advanced), ..Options::default() };
+    let options = Options {
+        extra_conf: conf,
+        advanced: Some(advanced),
+        ..Options::default()
+    };
     let rabbit = Rabbit::start_with(options).await;
     let definitions = deploy("rabbitmq/definitions.example.json");
-    rabbit.ctl(&["import_definitions", &definitions.display().to_string()]).await;
+    rabbit
+        .ctl(&["import_definitions", &definitions.display().to_string()])
+        .await;
     let url = |user: &str| {
-        format!("amqp://{user}:change-me-{user}@127.0.0.1:{}/postrider", rabbit.port())
+        format!(
+            "amqp://{user}:change-me-{user}@127.0.0.1:{}/postrider",
+            rabbit.port()
+        )
     };
 
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -154,15 +179,24 @@ async fn the_recommended_private_broker_carries_events_with_least_privilege() {
     clients::publish(Client::Pika, &url("publisher"), 20, "salon-17", "least").await;
     let deadline = Instant::now() + Duration::from_secs(30);
     while node.metric("postrider_events_routed_total", "").await < 20.0 {
-        assert!(Instant::now() < deadline, "20 events were not routed:\n{}", node.log());
+        assert!(
+            Instant::now() < deadline,
+            "20 events were not routed:\n{}",
+            node.log()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
     let properties = lapin::ConnectionProperties::default();
     let connection = lapin::Connection::connect(&url("publisher"), properties).await;
     let connection = connection.expect("the publisher may connect");
-    let channel = connection.create_channel().await.expect("and open a channel");
-    let read = channel.basic_get("postrider.inbox".into(), Default::default()).await;
+    let channel = connection
+        .create_channel()
+        .await
+        .expect("and open a channel");
+    let read = channel
+        .basic_get("postrider.inbox".into(), Default::default())
+        .await;
     let refused = read.expect_err("a publisher must not read what others published");
     assert!(refused.to_string().contains("ACCESS_REFUSED"), "{refused}");
     node.drain().await;

@@ -86,7 +86,10 @@ async fn what_it_scrapes_can_be_queried() {
             assert_eq!(sample["value"][1], "0", "nothing listens on {port}");
             return;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "no scrape: {samples:?}");
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "no scrape: {samples:?}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
