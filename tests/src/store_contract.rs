@@ -188,7 +188,7 @@ fn only(text: &str) -> Sight {
 }
 
 /// A new subscription with header values and two signing keys.
-fn subscription(of: &str, name: &str) -> Stored {
+pub(crate) fn subscription(of: &str, name: &str) -> Stored {
     let subscription: Subscription = serde_json::from_value(serde_json::json!({
         "id": SubscriptionId::fresh(),
         "tenant": of,

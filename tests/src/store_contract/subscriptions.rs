@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use event::subscription::SubscriptionState;
@@ -268,16 +269,23 @@ async fn a_reader_beside_four_writers_misses_nothing(place: Place) {
 
 async fn a_call_that_is_dropped_halfway_leaves_nothing_half_done(place: Place) {
     let store = place.open().await;
-    for steps in 0..40 {
+    // Each call is watched a little longer than the one before, then dropped wherever it stands,
+    // until one gets to its end.
+    let watched = async |steps| {
         let mut call = Box::pin(store.insert_subscription(subscription("a", "dropped")));
-        // Polled a few times, then dropped wherever it stands.
         for _ in 0..steps {
             if futures_util::poll!(&mut call).is_ready() {
-                break;
+                return true;
             }
-            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_micros(20));
         }
+        false
+    };
+    let mut steps = 0;
+    while !watched(steps).await {
+        steps += 1;
     }
+    assert!(steps > 3, "no call was dropped while it did something");
     let last = insert(&store, "a", "last").await;
     let all = all_changes(&store).await;
     let list = async |paging: Paging| store.subscriptions(&Sight::All, None, &paging).await;
