@@ -7,6 +7,7 @@ mod delivers;
 mod faults;
 mod filters;
 mod intake;
+mod life;
 mod retries;
 mod signatures;
 mod store_contract;
