@@ -134,10 +134,11 @@ pub(crate) fn scan<'a>(text: &'a str, from: usize, prefix: &str) -> Result<Docum
         bytes: text.as_bytes(),
         at: from,
         prefix,
-        frames: Vec::new(),
-        keys: Vec::new(),
+        // Room for an ordinary document, so that it grows none of them.
+        frames: Vec::with_capacity(8),
+        keys: Vec::with_capacity(32),
         key_count: 0,
-        fields: Vec::new(),
+        fields: Vec::with_capacity(12),
         findings: Vec::new(),
     };
     scanner.document().map_err(|refusal| *refusal)

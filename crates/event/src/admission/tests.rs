@@ -56,7 +56,7 @@ fn check(row: &str, body: impl AsRef<[u8]>, code: &str, status: u16, pointer: &s
         "{row}: {refusal:?}"
     );
     let told = if status == 400 && refusal.faults.is_empty() {
-        refusal.detail.clone()
+        refusal.detail
     } else {
         let fault = refusal.faults.iter().find(|fault| fault.pointer == pointer);
         fault
@@ -208,6 +208,56 @@ fn i01_to_i10_what_cannot_be_read_says_where() {
     }
     // A column counts characters, not bytes.
     check("I07", "{\"ä\":1}x", "bad_json", 400, "", "line 1, column 8");
+}
+
+/// The scanner looks at eight bytes at a time: none may hide among the others.
+#[test]
+fn i14_no_place_in_a_long_string_hides_a_control_character() {
+    for at in 0..40 {
+        let with = |piece: &str| {
+            let text = format!(
+                "{}{piece}{}",
+                "é".repeat(at / 2) + &"x".repeat(at % 2),
+                "y".repeat(40 - at)
+            );
+            event_with(&[("data", &format!("\"{text}\""))])
+        };
+        for control in ["\0", "\t", "\n", "\u{1f}"] {
+            check(
+                "I14",
+                with(control),
+                "bad_json",
+                400,
+                "",
+                "control character in a string",
+            );
+        }
+        check(
+            "I14",
+            with("\\x"),
+            "bad_json",
+            400,
+            "",
+            "an escape that JSON does not have",
+        );
+        check(
+            "I14",
+            with("\"\""),
+            "bad_json",
+            400,
+            "",
+            "expected `,` or `}`",
+        );
+        check(
+            "I11",
+            with("\\ud800"),
+            "invalid_event",
+            422,
+            "/data",
+            "lone surrogate",
+        );
+        taken(&with("\u{7f}\u{80}\u{10ffff} !#[]"));
+    }
 }
 
 #[test]

@@ -395,14 +395,7 @@ fn an_expression_has_at_most_16_levels() {
     }
     let ands = vec!["event.data.vip"; 50].join(" && ");
     assert!(holds(&ands));
-    assert!(!holds(
-        &"!".repeat(999)
-            .to_owned()
-            .replace('!', "!!")
-            .get(..1000)
-            .map(|not| format!("{not}event.data.missing"))
-            .unwrap()
-    ));
+    assert!(!holds(&format!("{}event.data.missing", "!".repeat(1000))));
 }
 
 #[test]
