@@ -8,6 +8,8 @@ mod consumer;
 mod file;
 mod lock;
 mod shelf;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -52,19 +54,20 @@ pub(crate) async fn open(
         settings.queue_max.unwrap_or(topology::QUEUE_MAX),
     );
     // Opening reads files and may wait for a process that is just ending.
-    let opening = tokio::task::spawn_blocking(move || start(&folder, queue_max));
+    let opening = tokio::task::spawn_blocking(move || start(&folder, queue_max, None));
     opening
         .await
         .map_err(|error| OpenError::Other(error.to_string()))?
 }
 
-fn start(folder: &Path, queue_max: u64) -> Result<Embedded, OpenError> {
+/// `pages_max` bounds the file, for tests of a full disk.
+fn start(folder: &Path, queue_max: u64, pages_max: Option<u32>) -> Result<Embedded, OpenError> {
     let refuse = |error: &dyn std::fmt::Display| {
         OpenError::Other(format!("embedded broker in {}: {error}", folder.display()))
     };
     std::fs::create_dir_all(folder).map_err(|error| refuse(&error))?;
     let lock = lock::take(folder)?;
-    let file = File::open(&folder.join("broker.db"), None).map_err(|error| refuse(&error))?;
+    let file = File::open(&folder.join("broker.db"), pages_max).map_err(|error| refuse(&error))?;
     let (commands, received) = channel();
     let shelves = Arc::new(Shelves::new(queue_max));
     let (report, status) = watch::channel(Status {

@@ -3,20 +3,15 @@
 use std::{
     fmt,
     pin::pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::Sender,
-    },
+    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Notify;
 
 use crate::{
     embedded::{
         file::{Key, Message},
-        shelf::{Settled, Shelves, Taken},
+        shelf::{Places, Settled, Shelves, Taken},
         writer::Command,
     },
     parcel::{Queue, Received, Settle, Ticket},
@@ -27,19 +22,28 @@ use crate::{
 struct Held {
     shelves: Arc<Shelves>,
     commands: Sender<Command>,
-    /// Handed out and not settled.
-    open: AtomicUsize,
-    /// A ticket was settled.
-    freed: Notify,
+    places: Arc<Places>,
     /// Messages whose ticket was dropped; `None` once the consumer is gone.
     abandoned: Mutex<Option<Vec<Key>>>,
 }
 
 impl Held {
-    fn settle(&self, settled: Settled) {
-        if self.shelves.settle(settled) {
+    fn settle(&self, key: Key, back: bool) {
+        if self.shelves.settle(Settled {
+            key,
+            back,
+            places: self.places.clone(),
+        }) {
             // A writer that is gone has closed the file: the message is there at the next open.
             _ = self.commands.send(Command::Settled);
+        }
+        self.hurry();
+    }
+
+    /// Asks the writer not to wait, if the consumer waits.
+    fn hurry(&self) {
+        if self.places.hurry() {
+            _ = self.commands.send(Command::Hurry);
         }
     }
 }
@@ -48,7 +52,6 @@ impl Held {
 pub(super) struct Consumer {
     held: Arc<Held>,
     queue: Queue,
-    prefetch: usize,
     stopped: bool,
 }
 
@@ -70,14 +73,12 @@ impl Consumer {
         let held = Held {
             shelves,
             commands,
-            open: AtomicUsize::new(0),
-            freed: Notify::new(),
+            places: Arc::new(Places::new(prefetch)),
             abandoned: Mutex::new(Some(Vec::new())),
         };
         Self {
             held: Arc::new(held),
             queue,
-            prefetch: usize::from(prefetch),
             stopped: false,
         }
     }
@@ -92,9 +93,11 @@ impl Consumer {
             // Listening starts before looking, so that nothing is missed in between.
             let mut changed = pin!(shelf.changed());
             changed.as_mut().enable();
-            let mut freed = pin!(held.freed.notified());
+            let mut freed = pin!(held.places.freed());
             freed.as_mut().enable();
-            if held.open.load(Ordering::Acquire) < self.prefetch {
+            if !held.places.any() {
+                held.hurry();
+            } else {
                 let (taken, read_more) = shelf.take();
                 if read_more {
                     // A writer that is gone has closed the shelf.
@@ -114,7 +117,7 @@ impl Consumer {
     }
 
     fn hand_out(&self, message: Message) -> Received {
-        self.held.open.fetch_add(1, Ordering::AcqRel);
+        self.held.places.take();
         let key = message.key;
         let ticket = Ticketed {
             held: self.held.clone(),
@@ -155,7 +158,7 @@ impl Drop for Consumer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for key in abandoned.take().into_iter().flatten() {
-            self.held.settle(Settled::Back(key));
+            self.held.settle(key, true);
         }
     }
 }
@@ -175,23 +178,19 @@ impl fmt::Debug for Ticketed {
 }
 
 impl Ticketed {
-    fn settle(&mut self, settled: Settled) {
+    fn settle(&mut self, back: bool) {
         self.settled = true;
-        self.held.settle(settled);
-        self.held.open.fetch_sub(1, Ordering::AcqRel);
-        self.held.freed.notify_one();
+        self.held.settle(self.key, back);
     }
 }
 
 impl Settle for Ticketed {
     fn ack(mut self: Box<Self>) {
-        let key = self.key;
-        self.settle(Settled::Ack(key));
+        self.settle(false);
     }
 
     fn give_back(mut self: Box<Self>) {
-        let key = self.key;
-        self.settle(Settled::Back(key));
+        self.settle(true);
     }
 }
 
@@ -208,7 +207,7 @@ impl Drop for Ticketed {
         match abandoned.as_mut() {
             // It keeps its place in the prefetch, as on RabbitMQ.
             Some(abandoned) => abandoned.push(self.key),
-            None => self.held.settle(Settled::Back(self.key)),
+            None => self.held.settle(self.key, true),
         }
     }
 }

@@ -6,12 +6,12 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::{
     embedded::file::{Key, Message, Table},
@@ -24,11 +24,83 @@ const READY_MAX_BYTES: usize = 32 << 20;
 /// Below this many ready messages, more are read from the file.
 const READY_LOW: usize = 256;
 
+/// A consumer's places. A message keeps its place until its settlement is on disk: otherwise a
+/// crash could bring back more messages than the prefetch allows in flight.
+#[derive(Debug)]
+pub(super) struct Places {
+    all: usize,
+    taken: AtomicUsize,
+    /// Of these, settled and not on disk yet.
+    settling: AtomicUsize,
+    /// The consumer waits for a place.
+    wanted: AtomicBool,
+    freed: Notify,
+}
+
+impl Places {
+    pub(super) fn new(all: u16) -> Self {
+        Self {
+            all: usize::from(all),
+            taken: AtomicUsize::new(0),
+            settling: AtomicUsize::new(0),
+            wanted: AtomicBool::new(false),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Whether a place is free. If not, it is noted that one is wanted.
+    pub(super) fn any(&self) -> bool {
+        let free = || self.taken.load(Ordering::SeqCst) < self.all;
+        if free() {
+            return true;
+        }
+        self.wanted.store(true, Ordering::SeqCst);
+        free()
+    }
+
+    pub(super) fn take(&self) {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn settling(&self) {
+        self.settling.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether the writer must not wait: a place is wanted, and a good part of all would be free.
+    /// True once for each time.
+    pub(super) fn hurry(&self) -> bool {
+        let settling = self.settling.load(Ordering::SeqCst);
+        settling > 0 && settling * 4 >= self.all && self.wanted.swap(false, Ordering::SeqCst)
+    }
+
+    fn free(&self, count: usize) {
+        self.settling.fetch_sub(count, Ordering::SeqCst);
+        self.taken.fetch_sub(count, Ordering::SeqCst);
+        self.freed.notify_one();
+    }
+
+    /// Resolves when places became free since it was called (polled once).
+    pub(super) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+}
+
 /// A message's end or return, on its way to the writer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Settled {
-    Ack(Key),
-    Back(Key),
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) key: Key,
+    /// It goes back to its queue; otherwise it is done with.
+    pub(super) back: bool,
+    pub(super) places: Arc<Places>,
+}
+
+/// The settlements are on disk: their places are free.
+pub(super) fn free_places(settled: &[Settled]) {
+    for of_one in settled.chunk_by(|one, other| Arc::ptr_eq(&one.places, &other.places)) {
+        if let Some(Settled { places, .. }) = of_one.first() {
+            places.free(of_one.len());
+        }
+    }
 }
 
 /// All queues of one broker.
@@ -111,6 +183,7 @@ impl Shelves {
 
     /// Notes a settlement; true when the writer must be told that there are some.
     pub(super) fn settle(&self, settled: Settled) -> bool {
+        settled.places.settling();
         let mut waiting = locked(&self.settled);
         waiting.push(settled);
         waiting.len() == 1
@@ -254,7 +327,7 @@ impl Shelf {
     }
 
     /// Resolves when something came since it was called (polled once).
-    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 

@@ -20,7 +20,7 @@ use crate::{
     embedded::{
         file::{self, File, Key, Message, Table},
         lock::Lock,
-        shelf::{Settled, Shelves},
+        shelf::{self, Settled, Shelves},
     },
     parcel::{DUE_HEADER, Parcel, PublishError, Queue, Route},
     seam::Status,
@@ -30,8 +30,11 @@ use crate::{
 /// Posts and their bytes in one group.
 const GROUP_POSTS: usize = 512;
 const GROUP_BYTES: usize = 4 << 20;
-/// Settlements in one group: a thousand deletes take about two milliseconds.
-const GROUP_SETTLED: usize = 1_000;
+/// Settlements in a group without posts: a post that comes meanwhile waits for about a millisecond.
+const GROUP_SETTLED: usize = 256;
+/// Settlements that ride along with a post: enough to keep up, and few enough not to delay it.
+const SETTLED_PER_POST: usize = 4;
+const SETTLED_ALONG: usize = 64;
 /// How long settlements wait for a group to ride with.
 const SETTLED_MAX: Duration = Duration::from_millis(4);
 /// Between two tries when the file cannot be written or read.
@@ -53,8 +56,10 @@ pub(super) struct Post {
 #[derive(Debug)]
 pub(super) enum Command {
     Publish(Box<Post>),
-    /// There are settlements.
+    /// There are settlements, …
     Settled,
+    /// … and a consumer waits for them.
+    Hurry,
     /// A shelf runs low.
     Refill(Queue),
     Close(oneshot::Sender<()>),
@@ -179,6 +184,7 @@ impl Writer {
                 self.settle_at
                     .get_or_insert_with(|| Instant::now() + SETTLED_MAX);
             }
+            Command::Hurry => self.settle_at = Some(Instant::now()),
             Command::Refill(queue) => self.refills.push(queue),
             Command::Close(closed) => self.closed = Some(closed),
         }
@@ -263,16 +269,26 @@ impl Writer {
 
     fn commit(&mut self) {
         self.settled.extend(self.shelves.take_settled());
+        let probe = self.retry_at.is_some();
+        if self.posts.is_empty() && self.settled.is_empty() && !probe {
+            self.settle_at = None;
+            return;
+        }
         (self.settle_at, self.retry_at, self.post_bytes) = (None, None, 0);
         let posts = std::mem::take(&mut self.posts);
-        let count = self.settled.len().min(GROUP_SETTLED);
+        let settled_max = match posts.len() {
+            0 => GROUP_SETTLED,
+            posts => (posts * SETTLED_PER_POST).max(SETTLED_ALONG),
+        };
+        let count = self.settled.len().min(settled_max);
         let settled: Vec<_> = self.settled.drain(..count).collect();
         let mut group = Group::default();
-        let written = self.write(posts, &settled, &mut group);
+        let written = self.write(posts, &settled, &mut group, probe);
         match written {
             Ok(()) => {
                 self.recovered();
                 self.tell(group);
+                shelf::free_places(&settled);
             }
             Err(error) => {
                 self.file.roll_back();
@@ -297,6 +313,7 @@ impl Writer {
         posts: Vec<Post>,
         settled: &[Settled],
         group: &mut Group,
+        probe: bool,
     ) -> rusqlite::Result<()> {
         let now = unix_ms(SystemTime::now());
         group.unread = posts;
@@ -320,18 +337,22 @@ impl Writer {
             inserted?;
         }
         for settled in settled {
-            match *settled {
-                Settled::Ack(key) => self.file.delete(key)?,
-                Settled::Back(key) => {
-                    let returns = self.file.count_return(key)?;
-                    match self.moved(key, returns)? {
-                        Some(quarantined) => group.quarantined.push(quarantined),
-                        None => group.back.push(key),
-                    }
-                }
+            let key = settled.key;
+            if !settled.back {
+                self.file.delete(key)?;
+                continue;
+            }
+            let returns = self.file.count_return(key)?;
+            match self.moved(key, returns)? {
+                Some(quarantined) => group.quarantined.push(quarantined),
+                None => group.back.push(key),
             }
         }
         group.marks = self.write_marks()?;
+        if probe {
+            // Something must be written, or nobody learns whether it can be.
+            self.file.set_state("tried", now)?;
+        }
         self.file.commit()
     }
 
@@ -442,6 +463,14 @@ impl Writer {
         });
     }
 
+    /// Leaves word of what is handed out, and that nothing else happened.
+    fn sign_off(&self) -> rusqlite::Result<()> {
+        self.file.begin()?;
+        self.write_marks()?;
+        self.file.set_state("clean", 1)?;
+        self.file.commit()
+    }
+
     fn close(mut self) {
         loop {
             self.settle_at = None;
@@ -450,7 +479,8 @@ impl Writer {
                 break;
             }
         }
-        if let Err(error) = self.file.set_state("clean", 1) {
+        if let Err(error) = self.sign_off() {
+            self.file.roll_back();
             tracing::warn!(%error, "embedded broker not closed in order");
         }
         self.status.send_modify(|status| status.connected = false);
