@@ -51,9 +51,10 @@ end_services() {
     case $note in */postgres) signal=QUIT ;; *) signal=KILL ;; esac
     kill -"$signal" "$pid" 2>/dev/null || true
   done
+  # In a trap a bare return would repeat the status from before it, and set -e end the cleaning.
   local i
   for i in 1 2 3 4 5 6 7 8 9 10; do
-    if rm -rf "$1" 2>/dev/null && [ ! -e "$1" ]; then return; fi
+    if rm -rf "$1" 2>/dev/null && [ ! -e "$1" ]; then return 0; fi
     sleep 0.2
   done
   rm -rf "$1"
