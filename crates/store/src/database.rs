@@ -20,7 +20,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use crate::{Error, Sight, location::Location};
+use crate::{Error, Sight, error::is_busy, location::Location};
 
 /// How long a call may take in all.
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -31,9 +31,16 @@ const POSTGRES_CONNECTIONS: u32 = 8;
 /// Connections that read a SQLite file, per process; there is one more that writes.
 const SQLITE_READERS: u32 = 4;
 
-/// SQLite waits for other processes' writes for less than [`CALL_MAX`]. A commit is on the disk
-/// before it is confirmed, because queues are emptied on the word of it.
+/// A commit is on the disk before it is confirmed, because queues are emptied on the word of it.
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 4000; PRAGMA synchronous = FULL;";
+
+/// A writer does its waiting itself, in [`Database::write`].
+const SQLITE_WRITER_SETUP: &str = "PRAGMA busy_timeout = 0; PRAGMA synchronous = FULL;";
+
+/// How long a writer of SQLite waits before it tries again for the lock that another process has.
+/// SQLite's own waiting grows to 100 ms a time, and so loses to processes that write without
+/// pause for longer than a call may take.
+const SQLITE_LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// PostgreSQL ends what our side has given up on, and frees the revision's lock from a process
 /// that froze while holding it. A commit is on its disk too, even where the server's default is
@@ -63,7 +70,7 @@ impl Database {
         let options = AnyConnectOptions::from_str(&location.prepare()?)?;
         match location {
             Location::Sqlite(_) => {
-                let writer = pool(1, SQLITE_SETUP).connect_lazy_with(options.clone());
+                let writer = pool(1, SQLITE_WRITER_SETUP).connect_lazy_with(options.clone());
                 // The mode is kept in the file; setting it takes a lock that does not wait.
                 set_wal(&writer).await?;
                 let readers = pool(SQLITE_READERS, SQLITE_SETUP).connect_lazy_with(options);
@@ -107,13 +114,18 @@ impl Database {
         } else {
             "BEGIN"
         };
-        sqlx::raw_sql(begin).execute(&mut *lease).await?;
+        loop {
+            match sqlx::raw_sql(begin).execute(&mut *lease).await {
+                Err(error) if is_busy(&error) => tokio::time::sleep(SQLITE_LOCK_PAUSE).await,
+                begun => break begun.map(drop)?,
+            };
+        }
         Ok(lease)
     }
 
     /// A transaction that no other process's opening runs beside, with the tables up to date.
     pub(crate) async fn open(&self) -> Result<Lease, Error> {
-        let mut lease = self.write().await?;
+        let mut lease = within(self.write()).await?;
         if !self.is_sqlite {
             sqlx::raw_sql(POSTGRES_OPENING).execute(&mut *lease).await?;
         }

@@ -10,44 +10,53 @@ use crate::{
     time,
 };
 
+/// How many letters one transaction records. A batch that took longer than a call may would never
+/// get anywhere; in parts, each try gets further.
+const TRANSACTION_MAX: usize = 64;
+
 /// id, died_at, document.
 type Row = (String, i64, String);
 
 impl Store {
-    /// Records dead letters, in one transaction, each once however often it is given.
+    /// Records dead letters, each once however often it is given. On an error some may be
+    /// recorded already; giving all of them again is right.
     pub async fn record_dead(&self, letters: &[DeadLetter]) -> Result<(), Error> {
         // In one order, so that two recorders with the same letters never wait for each other
         // in a circle.
         let mut letters: Vec<_> = letters.iter().collect();
         letters.sort_by(|a, b| a.id.cmp(&b.id));
-        within(async {
-            let mut lease = self.database().write().await?;
-            for letter in letters {
-                // Text, not a JSON type: the event's data comes back byte for byte.
-                let document = serde_json::to_string(letter).map_err(|error| {
-                    Error::Fatal(format!(
-                        "dead letter {} cannot be written: {error}",
-                        letter.id
-                    ))
-                })?;
-                sqlx::query(
-                    "INSERT INTO dead_letters \
-                     (id, tenant, subscription_id, kind, reason, died_at, document) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
-                )
-                .bind(letter.id.as_str())
-                .bind(letter.tenant.as_str())
-                .bind(letter.subscription_id.as_str())
-                .bind(letter.kind.as_str())
-                .bind(letter.reason.word())
-                .bind(time::write(letter.died_at))
-                .bind(document)
-                .execute(&mut *lease)
-                .await?;
-            }
-            lease.commit().await
-        })
-        .await
+        for letters in letters.chunks(TRANSACTION_MAX) {
+            within(self.record_some_dead(letters)).await?;
+        }
+        Ok(())
+    }
+
+    async fn record_some_dead(&self, letters: &[&DeadLetter]) -> Result<(), Error> {
+        let mut lease = self.database().write().await?;
+        for letter in letters {
+            // Text, not a JSON type: the event's data comes back byte for byte.
+            let document = serde_json::to_string(letter).map_err(|error| {
+                Error::Fatal(format!(
+                    "dead letter {} cannot be written: {error}",
+                    letter.id
+                ))
+            })?;
+            sqlx::query(
+                "INSERT INTO dead_letters \
+                 (id, tenant, subscription_id, kind, reason, died_at, document) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
+            )
+            .bind(letter.id.as_str())
+            .bind(letter.tenant.as_str())
+            .bind(letter.subscription_id.as_str())
+            .bind(letter.kind.as_str())
+            .bind(letter.reason.word())
+            .bind(time::write(letter.died_at))
+            .bind(document)
+            .execute(&mut *lease)
+            .await?;
+        }
+        lease.commit().await
     }
 
     /// A page of dead letters, newest first.

@@ -1,5 +1,7 @@
 //! What a caller can do about a failed call: try again, or tell a person.
 
+use sqlx::error::DatabaseError;
+
 /// Why a store call failed: our own house, or the network between.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +48,15 @@ impl From<sqlx::Error> for Error {
             (false, error) => Self::Fatal(format!("the store failed: {error}")),
         }
     }
+}
+
+/// Whether another process is writing to the SQLite file at this moment.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|fault| fault.try_downcast_ref::<sqlx::sqlite::SqliteError>())
+        .and_then(|fault| fault.code()?.parse::<u32>().ok())
+        .is_some_and(|code| code & 0xff == 5)
 }
 
 /// Codes after which the same call may well succeed: busy, locked, interrupted, an I/O error, a

@@ -21,7 +21,7 @@ mod subscriptions;
 mod time;
 mod tokens;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use event::{
@@ -40,6 +40,10 @@ use crate::{
     location::Location,
     subscriptions::Head,
 };
+
+/// How long opening may take: it may change tables, encrypt everything anew, or wait for another
+/// process that does.
+const OPEN_MAX: Duration = Duration::from_secs(300);
 
 /// An open store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -60,10 +64,18 @@ impl Store {
     pub async fn open(settings: &Settings) -> Result<Self, Error> {
         let location = Location::parse(&settings.url)?;
         let source = Source::new(settings, location.clone())?;
-        let database = Database::connect(&location).await?;
-        let mut lease = database.open().await?;
-        let keys = source.settle(&mut lease).await?;
-        lease.commit().await?;
+        let opening = async {
+            let database = Database::connect(&location).await?;
+            let mut lease = database.open().await?;
+            let keys = source.settle(&mut lease).await?;
+            lease.commit().await?;
+            Ok((database, keys))
+        };
+        let timed_out = |_| Err(Error::Unavailable(format!("not open within {OPEN_MAX:?}")));
+        let opened = tokio::time::timeout(OPEN_MAX, opening)
+            .await
+            .unwrap_or_else(timed_out);
+        let (database, keys) = opened.map_err(|error| location.name_in(error))?;
         source.tidy(&keys);
         Ok(Self {
             inner: Arc::new(Inner {

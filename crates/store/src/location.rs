@@ -40,6 +40,19 @@ impl Location {
         Ok(Self::Postgres(url))
     }
 
+    /// Says in an error which server it was that is away; a file's name is there already, or of no
+    /// use.
+    pub(crate) fn name_in(&self, error: Error) -> Error {
+        match (self, error) {
+            (Self::Postgres(url), Error::Unavailable(why)) => {
+                let host = url.host_str().unwrap_or("localhost");
+                let port = url.port().unwrap_or(5432);
+                Error::Unavailable(format!("{why} (store.url names {host}:{port})"))
+            }
+            (_, error) => error,
+        }
+    }
+
     /// The file beside a SQLite database that keeps its encryption key when none is set.
     pub(crate) fn key_file(&self) -> Option<PathBuf> {
         match self {

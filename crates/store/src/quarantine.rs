@@ -10,6 +10,10 @@ use crate::{
     time,
 };
 
+/// How many messages one transaction records: few, because nothing bounds their size but the
+/// broker.
+const TRANSACTION_MAX: usize = 8;
+
 const COLUMNS: &str = "SELECT id, reason, detail, first_seen, source, message_id, content_type, \
                        body FROM quarantine WHERE 1 = 1";
 
@@ -48,34 +52,39 @@ impl Quarantined {
 }
 
 impl Store {
-    /// Records quarantined messages, each once.
+    /// Records quarantined messages, each once. On an error some may be recorded already; giving
+    /// all of them again is right.
     pub async fn record_quarantined(&self, messages: &[Quarantined]) -> Result<(), Error> {
         let mut messages: Vec<_> = messages.iter().collect();
         messages.sort_by(|a, b| a.id.cmp(&b.id));
+        for messages in messages.chunks(TRANSACTION_MAX) {
+            within(self.record_some_quarantined(messages)).await?;
+        }
+        Ok(())
+    }
+
+    async fn record_some_quarantined(&self, messages: &[&Quarantined]) -> Result<(), Error> {
         // These words come from strangers, and PostgreSQL has no text with a zero byte.
         let clean = |text: &str| text.replace('\0', "\u{fffd}");
-        within(async {
-            let mut lease = self.database().write().await?;
-            for message in messages {
-                sqlx::query(
-                    "INSERT INTO quarantine (id, reason, detail, first_seen, source, message_id, \
-                     content_type, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
-                     ON CONFLICT (id) DO NOTHING",
-                )
-                .bind(&message.id)
-                .bind(message.reason.word())
-                .bind(clean(&message.detail))
-                .bind(time::write(message.first_seen))
-                .bind(clean(&message.source))
-                .bind(message.message_id.as_deref().map(clean))
-                .bind(message.content_type.as_deref().map(clean))
-                .bind(message.body.as_slice())
-                .execute(&mut *lease)
-                .await?;
-            }
-            lease.commit().await
-        })
-        .await
+        let mut lease = self.database().write().await?;
+        for message in messages {
+            sqlx::query(
+                "INSERT INTO quarantine (id, reason, detail, first_seen, source, message_id, \
+                 content_type, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+                 ON CONFLICT (id) DO NOTHING",
+            )
+            .bind(&message.id)
+            .bind(message.reason.word())
+            .bind(clean(&message.detail))
+            .bind(time::write(message.first_seen))
+            .bind(clean(&message.source))
+            .bind(message.message_id.as_deref().map(clean))
+            .bind(message.content_type.as_deref().map(clean))
+            .bind(message.body.as_slice())
+            .execute(&mut *lease)
+            .await?;
+        }
+        lease.commit().await
     }
 
     /// A page of quarantined messages, newest first.

@@ -244,7 +244,7 @@ impl Store {
                 changes.stored.push(read(row, &keys)?);
             }
             // Reading a full page takes a while, and others want this thread too.
-            if changes.stored.len() % 64 == 0 {
+            if changes.stored.len().is_multiple_of(64) {
                 tokio::task::yield_now().await;
             }
         }

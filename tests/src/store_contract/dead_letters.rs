@@ -307,14 +307,14 @@ async fn paging_neither_skips_nor_repeats_while_letters_come_and_go(place: Place
 }
 
 async fn recorders_side_by_side_record_each_letter_once(place: Place) {
-    let letters: Vec<_> = (0..50).map(|n| letter("a", n)).collect();
+    let letters: Vec<_> = (0..150).map(|n| letter("a", n)).collect();
     let mut recorders = tokio::task::JoinSet::new();
     for recorder in 0..4 {
         let store = place.open().await;
         let mut mine = letters.clone();
         mine.rotate_left(recorder * 11);
         recorders.spawn(async move {
-            for batch in mine.chunks(20) {
+            for batch in mine.chunks(70) {
                 store.record_dead(batch).await.unwrap();
             }
         });
@@ -331,5 +331,5 @@ async fn recorders_side_by_side_record_each_letter_once(place: Place) {
         .dead_letters(&Sight::All, &DeadFilter::default(), &paging)
         .await
         .unwrap();
-    assert_eq!(page.items.len(), 50);
+    assert_eq!(page.items.len(), 150);
 }
