@@ -71,6 +71,7 @@ async fn create(
         .create_token(&name, tenant, scopes, expires_at, now)
         .await
         .map_err(store_failed)?;
+    app.access.forget();
     tracing::info!(token_id = %about.id, "token created");
     let created = Created {
         about: &about,
@@ -153,6 +154,7 @@ async fn remove(caller: Caller, State(app): State<Arc<App>>, id: Id) -> Answer<S
     if !app.store.delete_token(&id).await.map_err(store_failed)? {
         return Err(Problem::not_found());
     }
+    app.access.forget();
     tracing::info!(token_id = %id, "token revoked");
     Ok(StatusCode::NO_CONTENT)
 }
