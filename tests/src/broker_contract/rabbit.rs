@@ -198,7 +198,7 @@ async fn a_returned_message_is_told_to_its_own_publisher() {
     bind_orders(&bed).await;
     without_binding(&bed, topology::INBOX, topology::EVENTS, "#").await;
     without_binding(&bed, topology::QUARANTINE, topology::UNROUTABLE, "").await;
-    for _ in 0..5 {
+    for _ in 0..40 {
         let (taken, unroutable) = a_window_with_lost_keys(&broker).await;
         assert_eq!(unroutable, lost_keys());
         assert_eq!(taken.len(), 950);
