@@ -1,7 +1,7 @@
 //! People look: the management API.
 //!
-//! One file per resource. Each handler asks who is calling ([`caller`]), reads what they sent
-//! ([`form`]), asks the store within the caller's sight, and answers as contract 3 has it. What is
+//! One file per resource. Each handler asks who is calling (`caller`), reads what they sent
+//! (`form`), asks the store within the caller's sight, and answers as contract 3 has it. What is
 //! not the caller's tenant's is, byte for byte, what never was: 404.
 //!
 //! Calls are bounded in size, time and number of connections; a rate limit by token and address

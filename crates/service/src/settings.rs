@@ -1,6 +1,6 @@
 //! Settings: defaults, then `postrider.toml`, then the environment, then flags.
 //!
-//! The keys there are come from the settings' own types ([`schema`]), so that the check for unknown
+//! The keys there are come from the settings' own types (`schema`), so that the check for unknown
 //! keys cannot drift from what is read. Everything wrong is named at once, each with its full key,
 //! where it came from and the nearest key there is.
 
