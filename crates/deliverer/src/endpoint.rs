@@ -107,7 +107,7 @@ impl Endpoint {
             Ok(Ok(permit)) => permit,
             Ok(Err(_closed)) => return Err((Cause::Stopping, Duration::ZERO)),
             Err(_elapsed) => {
-                self.lock().health.stalled();
+                self.lock().health.waited_in_vain(Instant::now(), patience);
                 return Err((Cause::Busy, Duration::ZERO));
             }
         };

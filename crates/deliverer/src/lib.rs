@@ -97,7 +97,7 @@ pub enum Error {
 /// their turn, or for the confirm of what was made from them.
 const ROOM_PER_ATTEMPT: usize = 4;
 /// While more than half of that room is taken, a delivery's patience is this part of `wait_max`.
-const CROWDED_PATIENCE: u32 = 10;
+const CROWDED_PATIENCE: u32 = 4;
 /// A lane that nobody used for so long is forgotten.
 const IDLE_LANE: Duration = Duration::from_secs(600);
 /// The three headers of Standard Webhooks.

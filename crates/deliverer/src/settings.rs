@@ -21,7 +21,8 @@ pub struct Settings {
     /// timeout.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long an idle connection is kept for the next delivery; 1 s to 10 min.
+    /// How long an idle connection is kept for the next delivery; 1 s to 10 min. By default less
+    /// than the 5 s after which many servers close theirs: a request that meets the close fails.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// How much of a response's body is read and kept; at most 1 MiB.
@@ -29,8 +30,8 @@ pub struct Settings {
     /// How long a response's body is read after its status came; 10 ms to 30 s.
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
-    /// The longest a delivery waits in the process for its endpoint; longer ones wait on the
-    /// retry ladder, where they hold nothing up. At most 10 s.
+    /// The longest a delivery waits in the process for its endpoint, and a quarter of that once
+    /// many wait; longer ones wait on the retry ladder, where they hold nothing up. At most 10 s.
     #[serde(with = "humantime_serde")]
     pub wait_max: Duration,
     /// After how many timeouts and connection errors in a row an endpoint is left alone for a
@@ -47,10 +48,10 @@ impl Default for Settings {
             max_in_flight: 256,
             grace: Duration::from_secs(25),
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(4),
             response_max: ByteSize::kib(16),
             response_timeout: Duration::from_secs(2),
-            wait_max: Duration::from_millis(200),
+            wait_max: Duration::from_secs(2),
             breaker_failures: 4,
             breaker_pause_max: Duration::from_secs(300),
         }

@@ -208,8 +208,8 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key(
         "delivery.idle_timeout",
-        "30s",
-        "How long an idle connection is kept for the next delivery, 1 s to 10 min.",
+        "4s",
+        "How long an idle connection is kept for the next delivery, 1 s to 10 min; by default less than the 5 s after which many servers close theirs.",
     ),
     key(
         "delivery.response_max",
@@ -223,8 +223,8 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key(
         "delivery.wait_max",
-        "200ms",
-        "The longest a delivery waits in the process for its endpoint; longer ones wait on the retry ladder, where they hold nothing up. At most 10 s.",
+        "2s",
+        "The longest a delivery waits in the process for its endpoint, and a quarter of that once many wait; longer ones wait on the retry ladder, where they hold nothing up. At most 10 s.",
     ),
     key(
         "delivery.breaker_failures",

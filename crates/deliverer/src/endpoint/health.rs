@@ -71,7 +71,9 @@ pub(crate) struct Health {
     since_cut: usize,
     /// A moving average of how long attempts take, in seconds; 0 while nothing is known.
     latency: f64,
-    /// Somebody waited in vain since an attempt last finished.
+    /// When an attempt last finished.
+    finished: Option<Instant>,
+    /// Nothing finished while somebody waited in vain, and nothing has since.
     stalled: bool,
     /// Unreachable in a row.
     failures: u32,
@@ -105,6 +107,7 @@ impl Health {
             doubling: true,
             since_cut: usize::MAX,
             latency: 0.0,
+            finished: None,
             stalled: false,
             failures: 0,
             opened: 0,
@@ -156,14 +159,18 @@ impl Health {
         Duration::try_from_secs_f64(ahead * self.latency / self.window).unwrap_or(Duration::MAX)
     }
 
-    /// A delivery waited for a slot in vain: the next need not try before an attempt finishes.
-    pub(crate) fn stalled(&mut self) {
-        self.stalled = true;
+    /// A delivery waited so long for a slot in vain. Where nothing finished meanwhile, the next
+    /// need not try before something does.
+    pub(crate) fn waited_in_vain(&mut self, now: Instant, waited: Duration) {
+        self.stalled = self
+            .finished
+            .is_none_or(|finished| now - finished >= waited);
     }
 
     /// Learns from a finished attempt. `jitter` is in `[0, 1)`.
     pub(crate) fn record(&mut self, now: Instant, sign: Sign, took: Duration, jitter: f64) {
         self.stalled = false;
+        self.finished = Some(now);
         self.since_cut = self.since_cut.saturating_add(1);
         let took_s = took.as_secs_f64();
         self.latency = match self.latency {

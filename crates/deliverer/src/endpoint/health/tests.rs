@@ -149,17 +149,27 @@ fn a_pause_the_endpoint_asked_for_is_kept_within_a_bound() {
 }
 
 #[test]
-fn nobody_queues_behind_one_who_waited_in_vain_until_something_finishes() {
+fn nobody_queues_behind_one_who_waited_in_vain_while_nothing_finished() {
+    let mut now = Instant::now();
     let mut health = health(16);
     assert_eq!(
         health.expected_wait(1000),
         Duration::ZERO,
         "nothing is known yet"
     );
-    health.stalled();
+    health.waited_in_vain(now, seconds(2));
     assert_eq!(health.expected_wait(0), Duration::MAX);
-    health.record(Instant::now(), Sign::Well, QUICK, 0.0);
+    health.record(now, Sign::Well, QUICK, 0.0);
     assert!(health.expected_wait(0) < QUICK);
+    now += seconds(1);
+    health.waited_in_vain(now, seconds(2));
+    assert!(
+        health.expected_wait(0) < QUICK,
+        "it is busy, and something finished meanwhile"
+    );
+    now += seconds(1);
+    health.waited_in_vain(now, seconds(2));
+    assert_eq!(health.expected_wait(0), Duration::MAX);
 }
 
 proptest! {
