@@ -74,6 +74,8 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
         .faults()
         .into_iter()
         .chain(settings.delivery.faults())
+        .chain(settings.api.faults())
+        .chain(settings.log.faults())
     {
         faults.push(loaded.fault(key, message));
     }
