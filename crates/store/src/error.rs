@@ -44,6 +44,7 @@ impl From<sqlx::Error> for Error {
             (_, sqlx::Error::PoolTimedOut) => {
                 Self::Unavailable("no connection could be had in time".into())
             }
+            (_, sqlx::Error::Configuration(fault)) => Self::Fatal(format!("store.url: {fault}")),
             (true, error) => Self::Unavailable(error.to_string()),
             (false, error) => Self::Fatal(format!("the store failed: {error}")),
         }

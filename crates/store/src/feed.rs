@@ -134,7 +134,11 @@ impl Follower {
         let following = async {
             loop {
                 let looked = self.look().await;
-                self.note(looked);
+                // First, so that who wakes up for a snapshot finds its age right.
+                self.note(&looked);
+                if let Ok(Some(snapshot)) = looked {
+                    self.shared.sender.send_replace(Some(Arc::new(snapshot)));
+                }
                 tokio::select! {
                     () = tokio::time::sleep(every) => {}
                     () = self.shared.nudged.notified() => {}
@@ -144,8 +148,8 @@ impl Follower {
         stop.run_until_cancelled(following).await;
     }
 
-    /// Brings the snapshot up to date. Without a change that is one small query.
-    async fn look(&mut self) -> Result<(), Error> {
+    /// The next snapshot, when there is one. Without a change that is one small query.
+    async fn look(&mut self) -> Result<Option<Snapshot>, Error> {
         let head = self.store.head().await?;
         self.store.keep_up_with(&head).await?;
         let last = self.shared.sender.borrow().clone();
@@ -157,7 +161,7 @@ impl Follower {
                 .as_ref()
                 .is_some_and(|last| last.revision == head.revision)
         {
-            return Ok(());
+            return Ok(None);
         }
         // What has not changed is shared with the last snapshot.
         let mut next = last
@@ -173,14 +177,13 @@ impl Follower {
         // A database whose newest rows were removed by hand would else look changed for ever.
         next.revision = next.revision.max(head.revision);
         self.identity = head.identity;
-        self.shared.sender.send_replace(Some(Arc::new(next)));
-        Ok(())
+        Ok(Some(next))
     }
 
     /// Says once that the store is away, and once that it is back.
-    fn note(&mut self, looked: Result<(), Error>) {
+    fn note(&mut self, looked: &Result<Option<Snapshot>, Error>) {
         match looked {
-            Ok(()) => {
+            Ok(_) => {
                 if let Some(answered) = &self.shared.answered {
                     *answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 }

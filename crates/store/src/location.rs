@@ -2,7 +2,7 @@
 //! and never show a password.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -13,12 +13,22 @@ use crate::Error;
 const FILE_NAME: &str = "postrider.db";
 
 /// A database that can be opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Location {
     /// A file.
     Sqlite(PathBuf),
     /// A server.
     Postgres(url::Url),
+}
+
+impl fmt::Debug for Location {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "Sqlite({})", path.display()),
+            Self::Postgres(_) => f.write_str("Postgres(***)"),
+        }
+    }
 }
 
 impl Location {
@@ -200,10 +210,8 @@ mod tests {
             "postgres://u@h/d",
             "postgresql://u:p@h:5433/d?sslmode=require",
         ] {
-            assert!(matches!(
-                Location::parse(written).unwrap(),
-                Location::Postgres(_)
-            ));
+            let location = Location::parse(written).unwrap();
+            assert_eq!(format!("{location:?}"), "Postgres(***)");
         }
     }
 }
