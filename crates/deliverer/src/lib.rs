@@ -7,8 +7,9 @@
 //! come first: so many deliveries in the process, so many attempts under way, so many of them to
 //! one endpoint; what cannot go now is parked on the ladder, where it holds nothing up.
 //!
-//! The rooms: `bundle` (who may ack), `lane` (what is known of a subscription), `endpoint` (what
-//! it can take now), `client` (the only way out), `sign`, `verdict`, `park` and `delivery` (pure).
+//! The rooms: `take` and `settle` (the two ends), `bundle` (who may ack), `lane` (what is known of
+//! a subscription), `endpoint` (what it can take now), `client` (the only way out), and the pure
+//! ones: `sign`, `verdict`, `park`, `outcome` and `delivery`.
 
 mod bundle;
 pub mod client;
@@ -19,23 +20,19 @@ pub mod metrics;
 mod outcome;
 mod park;
 pub mod settings;
+mod settle;
 mod sign;
+mod take;
 mod verdict;
 
-use std::{
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_until_taken};
+use broker::{Broker, Publish, Queue};
 use dialect::{Dialects, Rendered};
 use event::{
     SubscriptionId,
-    delivery::Bundle,
     filter::Stopped,
-    reason::{AttemptError, DeadReason, DeliveryState, QuarantineReason},
+    reason::{AttemptError, DeadReason},
     retry::RetryPolicy,
     subscription::SubscriptionState,
 };
@@ -47,12 +44,12 @@ use store::feed::{Feed, Snapshot};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc},
     task::JoinSet,
-    time::{Instant, interval, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
-use bundle::{Share, share};
+use bundle::Share;
 use client::{Client, Post};
 use delivery::Delivery;
 use endpoint::{Bounds, Refused, Slot};
@@ -204,8 +201,6 @@ impl Drop for InFlight<'_> {
     }
 }
 
-// === take ===
-
 impl Deliverer {
     fn new(parts: Parts) -> Result<Self, Error> {
         let Parts {
@@ -237,109 +232,7 @@ impl Deliverer {
             disable,
         })
     }
-
-    /// Takes bundles and starts a task for each delivery, until `stop`.
-    async fn take_all(
-        self: &Arc<Self>,
-        consumer: &mut dyn Consume,
-        under_way: &mut JoinSet<()>,
-        stop: &CancellationToken,
-    ) -> Result<(), Error> {
-        let mut stopped = pin!(stop.cancelled());
-        let mut changes = self.feed.watch();
-        let mut follows = true;
-        let mut idle = interval(IDLE_LANE);
-        loop {
-            while under_way.try_join_next().is_some() {}
-            let received = tokio::select! {
-                biased;
-                () = &mut stopped => return Ok(()),
-                changed = changes.changed(), if follows => {
-                    follows = changed.is_ok();
-                    if let Some(snapshot) = self.feed.snapshot() {
-                        self.lanes.forget_gone(&snapshot);
-                    }
-                    continue;
-                }
-                _ = idle.tick() => {
-                    self.lanes.forget_idle();
-                    continue;
-                }
-                received = consumer.next() => received.ok_or(Error::QueueEnded)?,
-            };
-            let bundle = match serde_json::from_slice::<Bundle>(&received.body) {
-                Ok(bundle) => bundle,
-                Err(error) => {
-                    under_way.spawn(self.clone().quarantine(received, error));
-                    continue;
-                }
-            };
-            let deliveries: Vec<_> = Delivery::all(bundle).collect();
-            let count = deliveries.len();
-            if received.redelivered {
-                self.metrics
-                    .redelivered
-                    .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-            }
-            // From here on the bundle goes back if anything is dropped.
-            let shares = share(received.ticket, count);
-            let wanted = u32::try_from(count.min(self.room_max)).unwrap_or(u32::MAX);
-            let mut room = tokio::select! {
-                biased;
-                () = &mut stopped => return Ok(()),
-                // Never closed.
-                Ok(room) = self.room.clone().acquire_many_owned(wanted) => room,
-                else => return Ok(()),
-            };
-            for (delivery, share) in deliveries.into_iter().zip(shares) {
-                let taken = Taken {
-                    delivery,
-                    share,
-                    _room: room.split(1),
-                };
-                under_way.spawn(self.clone().carry(taken));
-            }
-        }
-    }
-
-    /// A parcel that is no bundle can never be delivered: somebody else published it.
-    async fn quarantine(self: Arc<Self>, received: Received, error: serde_json::Error) {
-        let header = |name: &str, value: String| (format!("x-postrider-{name}"), value);
-        let parcel = Parcel {
-            route: Route::Quarantine,
-            message_id: received.message_id.unwrap_or_else(|| "deliver".into()),
-            content_type: received.content_type,
-            content_encoding: received.content_encoding,
-            headers: vec![
-                header("reason", QuarantineReason::Malformed.word().into()),
-                header("detail", format!("not a bundle of deliveries: {error}")),
-                header("first-seen", Timestamp::now().to_string()),
-                header("source", received.source),
-            ],
-            body: received.body,
-        };
-        match publish_until_taken(&*self.publisher, parcel).await {
-            Ok(()) => {
-                self.metrics.quarantined.inc();
-                received.ticket.ack();
-            }
-            Err(_closed) => received.ticket.give_back(),
-        }
-    }
-
-    /// Finishes and settles what is under way; lets what merely waits go back.
-    async fn drain(&self, consumer: &mut dyn Consume, under_way: &mut JoinSet<()>) {
-        consumer.stop().await;
-        while let Some(received) = consumer.next().await {
-            received.ticket.give_back();
-        }
-        self.in_flight.close();
-        self.lanes.close();
-        while under_way.join_next().await.is_some() {}
-    }
 }
-
-// === the life of a delivery ===
 
 impl Deliverer {
     /// Carries a delivery from its taking to its settlement.
@@ -599,102 +492,6 @@ fn judge(
 fn jitter(delivery: &Delivery) -> f64 {
     let turn = delivery.to.attempts.wrapping_add(delivery.to.parked);
     park::jitter(delivery.id().as_str(), turn)
-}
-
-// === settle ===
-
-impl Deliverer {
-    /// Publishes what the delivery's end calls for; false where that could not be, and then the
-    /// delivery must not be settled.
-    async fn settle(&self, delivery: &mut Delivery, end: &End) -> bool {
-        let parcel = match end {
-            End::Delivered | End::Filtered(_) => return true,
-            End::Retry(due) => {
-                delivery.to.due = Some(*due);
-                delivery.parcel(Route::DeliverAt(SystemTime::from(*due)))
-            }
-            End::Parked((Cause::Stopping, _)) => delivery.parcel(Route::Deliver),
-            End::Parked((_, least)) => {
-                let pause = park::pause(delivery.to.parked, *least, jitter(delivery));
-                delivery.to.parked = delivery.to.parked.saturating_add(1);
-                delivery.parcel(Route::DeliverAt(SystemTime::now() + pause))
-            }
-            End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, Timestamp::now()),
-        };
-        let published = match parcel {
-            Ok(parcel) => publish_until_taken(&*self.publisher, parcel)
-                .await
-                .map_err(|e| e.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = published {
-            warn!(event_id = %delivery.event.id, error, "a delivery goes back to its queue");
-            return false;
-        }
-        true
-    }
-
-    /// Counts and logs a delivery's end, once it is settled.
-    fn tell(&self, delivery: &Delivery, end: &End) {
-        let metrics = &self.metrics;
-        let event_id = &delivery.event.id;
-        let subscription_id = &delivery.to.subscription;
-        match end {
-            End::Delivered => metrics.delivered.inc(),
-            End::Filtered(stopped) => {
-                metrics.filtered.inc();
-                debug!(%event_id, %subscription_id, clause = stopped.clause, "delivery filtered");
-            }
-            End::Retry(due) => {
-                debug!(
-                    %event_id, %subscription_id, attempts = delivery.to.attempts, %due,
-                    state = DeliveryState::Retrying.word(), "retry scheduled"
-                );
-            }
-            End::Parked((cause, _)) => {
-                metrics.parked.with_label_values(&[cause.word()]).inc();
-                debug!(
-                    %event_id, %subscription_id, cause = cause.word(),
-                    parked = delivery.to.parked, "delivery parked"
-                );
-            }
-            End::Dead(reason, detail) => {
-                metrics.dead.with_label_values(&[reason.word()]).inc();
-                metrics.deliveries.with_label_values(&["dead"]).inc();
-                info!(
-                    %event_id, %subscription_id, tenant = %delivery.event.tenant,
-                    reason = reason.word(), attempts = delivery.to.attempts, detail,
-                    "delivery dead-lettered"
-                );
-            }
-        }
-    }
-
-    fn observe_lateness(&self, delivery: &Delivery, now: Timestamp) {
-        let since = |then: Timestamp| now.duration_since(then).as_secs_f64().max(0.0);
-        let to = &delivery.to;
-        if let Some(due) = to.due.filter(|_| to.parked == 0) {
-            self.metrics.retry_lag_seconds.observe(since(due));
-        } else if to.attempts == 0 && to.run == 0 {
-            self.metrics
-                .first_attempt_seconds
-                .observe(since(delivery.accepted_at));
-        }
-    }
-
-    fn count_attempt(&self, outcome: &Outcome) {
-        match outcome.error {
-            None => self.metrics.succeeded.inc(),
-            Some(error) => self
-                .metrics
-                .attempts
-                .with_label_values(&[error.word()])
-                .inc(),
-        }
-        self.metrics
-            .attempt_seconds
-            .observe(outcome.took.as_secs_f64());
-    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use broker::{PublishError, Settle, Ticket};
+use broker::{Parcel, PublishError, Settle, Ticket};
 use event::secret::SigningKeys;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use store::Stored;
 
-use super::*;
+use super::{bundle::share, *};
 
 #[derive(Debug, Clone, Default)]
 struct Seen(Arc<Mutex<Vec<&'static str>>>);
