@@ -1,7 +1,7 @@
 //! The map: every exchange and queue, as one table of data, and its three printed forms.
 //!
 //! Whoever needs a broker name takes it from here. The table is declared at every connection
-//! ([`declare`]), compared ([`check`]) and printed ([`text`], [`json`], [`definitions`]); it is
+//! ([`declare`]), compared ([`check`]) and printed ([`text`], [`json()`], [`definitions`]); it is
 //! the embedded broker's map too, which keeps the names, the limits and nothing else.
 
 use std::fmt::Write as _;
