@@ -12,10 +12,17 @@ use crate::support::{
 
 async fn run(arguments: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(postrider());
-    command.args(arguments).envs(env.iter().copied()).current_dir(std::env::temp_dir());
+    command
+        .args(arguments)
+        .envs(env.iter().copied())
+        .current_dir(std::env::temp_dir());
     let mut process = Process::spawn(command);
     let status = process.ended(Duration::from_secs(120)).await;
-    (status.code().unwrap_or(-1), process.stdout(), process.stderr())
+    (
+        status.code().unwrap_or(-1),
+        process.stdout(),
+        process.stderr(),
+    )
 }
 
 #[tokio::test]
@@ -24,8 +31,7 @@ async fn the_demo_ends_with_its_summary_and_loses_nothing() {
     assert_eq!(code, 0, "{out}\n{err}");
     let summary = out.lines().last().unwrap_or_default();
     assert_eq!(
-        summary,
-        "demo: 8 events, 12 webhooks delivered, 4 retries, 1 dead-lettered, 0 lost",
+        summary, "demo: 8 events, 12 webhooks delivered, 4 retries, 1 dead-lettered, 0 lost",
         "{out}"
     );
 }
@@ -34,13 +40,23 @@ async fn the_demo_ends_with_its_summary_and_loses_nothing() {
 async fn exit_codes_say_what_kind_of_failure_it_was() {
     let (code, _, err) = run(&["serve"], &[("POSTRIDER__ROUTER__BUNDEL_MAX", "3")]).await;
     assert_eq!(code, 64, "{err}");
-    assert!(err.contains("router.bundel_max") && err.contains("router.bundle_max"), "{err}");
-    let (code, _, err) = run(&["config", "check"], &[("POSTRIDER__BROKER__URL", "kafka://x")]).await;
+    assert!(
+        err.contains("router.bundel_max") && err.contains("router.bundle_max"),
+        "{err}"
+    );
+    let (code, _, err) = run(
+        &["config", "check"],
+        &[("POSTRIDER__BROKER__URL", "kafka://x")],
+    )
+    .await;
     assert_eq!(code, 64, "{err}");
     let (code, _, _) = run(&["no-such-command"], &[]).await;
     assert_eq!(code, 2);
-    let (code, _, err) =
-        run(&["subscriptions", "list", "--api", "http://127.0.0.1:9"], &[]).await;
+    let (code, _, err) = run(
+        &["subscriptions", "list", "--api", "http://127.0.0.1:9"],
+        &[],
+    )
+    .await;
     assert_eq!(code, 1, "{err}");
     let (code, out, _) = run(&["--version"], &[]).await;
     assert_eq!((code, out.trim()), (0, "postrider 0.1.0"));
@@ -49,15 +65,29 @@ async fn exit_codes_say_what_kind_of_failure_it_was() {
 #[tokio::test]
 async fn config_show_masks_secrets_and_says_where_values_came_from() {
     let env = [
-        ("POSTRIDER__BROKER__URL", "amqp://user:hunter2@rabbit:5672/prod"),
+        (
+            "POSTRIDER__BROKER__URL",
+            "amqp://user:hunter2@rabbit:5672/prod",
+        ),
         ("POSTRIDER__AUTH__ADMIN_TOKEN", "a-very-secret-token"),
     ];
     let (code, out, err) = run(&["config", "show", "--output", "json"], &env).await;
     assert_eq!(code, 0, "{err}");
-    assert!(!out.contains("hunter2") && !out.contains("a-very-secret-token"), "{out}");
+    assert!(
+        !out.contains("hunter2") && !out.contains("a-very-secret-token"),
+        "{out}"
+    );
     let lines: Vec<Value> = serde_json::from_str(&out).expect("JSON");
-    let line = |key: &str| lines.iter().find(|line| line["key"] == key).expect("the key");
-    assert_eq!(line("broker.url")["value"], "amqp://user:***@rabbit:5672/prod");
+    let line = |key: &str| {
+        lines
+            .iter()
+            .find(|line| line["key"] == key)
+            .expect("the key")
+    };
+    assert_eq!(
+        line("broker.url")["value"],
+        "amqp://user:***@rabbit:5672/prod"
+    );
     assert_eq!(line("broker.url")["origin"], "env POSTRIDER__BROKER__URL");
     assert_eq!(line("router.bundle_max")["origin"], "default");
 }
@@ -85,8 +115,16 @@ async fn the_commands_do_what_the_api_does() {
     world.receiver.plan("/cli", [Answer::status(500)]);
     let (code, out, err) = run(
         &[
-            "subscriptions", "create", "--tenant", "salon-17", "--url", &url, "--events",
-            "payment.*", "--output", "json",
+            "subscriptions",
+            "create",
+            "--tenant",
+            "salon-17",
+            "--url",
+            &url,
+            "--events",
+            "payment.*",
+            "--output",
+            "json",
         ],
         &env,
     )
@@ -99,10 +137,15 @@ async fn the_commands_do_what_the_api_does() {
     let patch = json!({"delivery": {"retry": "none"}}).to_string();
     std::fs::write(file.path(), patch).expect("written");
     let path = file.path().to_str().expect("a path");
-    let (code, out, err) =
-        run(&["subscriptions", "update", id, path, "--output", "json"], &env).await;
+    let (code, out, err) = run(
+        &["subscriptions", "update", id, path, "--output", "json"],
+        &env,
+    )
+    .await;
     assert_eq!(code, 0, "{err}");
-    world.known(&serde_json::from_str(&out).expect("JSON")).await;
+    world
+        .known(&serde_json::from_str(&out).expect("JSON"))
+        .await;
 
     let event = r#"{"id":"cli-1","tenant":"salon-17","type":"payment.paid","data":{}}"#;
     std::fs::write(file.path(), event).expect("written");
@@ -114,7 +157,11 @@ async fn the_commands_do_what_the_api_does() {
     assert!(out.contains("exhausted") && out.contains("cli-1"), "{out}");
     world.receiver.plan("/cli", [Answer::status(200)]);
     let (code, out, err) = run(
-        &["dead-letters", "redrive", letter["id"].as_str().expect("an id")],
+        &[
+            "dead-letters",
+            "redrive",
+            letter["id"].as_str().expect("an id"),
+        ],
         &env,
     )
     .await;
@@ -128,12 +175,21 @@ async fn the_commands_do_what_the_api_does() {
 async fn the_topology_is_printed_in_three_forms() {
     let (code, text, _) = run(&["topology", "show"], &[]).await;
     assert_eq!(code, 0);
-    for name in ["postrider.events", "postrider.deliver", "postrider.quarantine", "postrider.dead"] {
+    for name in [
+        "postrider.events",
+        "postrider.deliver",
+        "postrider.quarantine",
+        "postrider.dead",
+    ] {
         assert!(text.contains(name), "{text}");
     }
     let (_, out, _) = run(&["topology", "show", "--format", "json"], &[]).await;
     serde_json::from_str::<Value>(&out).expect("JSON");
     let (_, out, _) = run(&["topology", "show", "--format", "definitions"], &[]).await;
     let definitions: Value = serde_json::from_str(&out).expect("JSON");
-    assert!(definitions["queues"].as_array().is_some_and(|queues| queues.len() >= 10));
+    assert!(
+        definitions["queues"]
+            .as_array()
+            .is_some_and(|queues| queues.len() >= 10)
+    );
 }

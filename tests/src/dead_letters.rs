@@ -24,7 +24,10 @@ async fn the_exhausted_dies_with_its_history_and_a_redrive_delivers_it(world: Wo
     let sub = world.subscribe("/down", &["*"], more).await;
     let event = r#"{"id":"e1","tenant":"salon-17","type":"payment.paid","data":{"amount": 12.10}}"#;
     let body = Some(("application/json", event.as_bytes().to_vec()));
-    world.send("POST", "/v1/events", body, None).await.expect(202);
+    world
+        .send("POST", "/v1/events", body, None)
+        .await
+        .expect(202);
     let id = "e1".to_owned();
     let letter = world.wait_for_dead(1).await.remove(0);
     assert_eq!(letter["reason"], "exhausted", "{letter:#}");
@@ -50,7 +53,10 @@ async fn the_exhausted_dies_with_its_history_and_a_redrive_delivers_it(world: Wo
     let redriven = world.call("POST", &format!("{path}/redrive"), None).await;
     assert!((200..300).contains(&redriven.status), "{redriven:?}");
     let requests = world.receiver.wait_for("/down", 4).await;
-    assert!(String::from_utf8_lossy(&requests[3].body).contains(r#"{"amount": 12.10}"#), "bytes kept");
+    assert!(
+        String::from_utf8_lossy(&requests[3].body).contains(r#"{"amount": 12.10}"#),
+        "bytes kept"
+    );
     world.expect(&sub, &id, Fate::Delivered);
     world.call("GET", &path, None).await.expect(404);
     assert!(world.dead_letters().await.is_empty());
@@ -73,16 +79,25 @@ async fn gone_dies_at_once_and_disables(world: World) {
         }
         tokio::task::yield_now().await;
     };
-    assert!(disabled["disabled_reason"].as_str().is_some_and(|reason| reason.contains("410")));
+    assert!(
+        disabled["disabled_reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("410"))
+    );
     world.known(&disabled).await;
 
     // What matches meanwhile is held, and resuming delivers it.
     let held = world.publish(json!({"type": "payment.paid"})).await;
     world.expect(&sub, &held, Fate::Delivered);
-    world.wait_for_metric("postrider_parked_total", "", 1.0).await;
+    world
+        .wait_for_metric("postrider_parked_total", "", 1.0)
+        .await;
     assert_eq!(world.receiver.requests("/gone").len(), 1);
     world.receiver.plan("/gone", [Answer::status(200)]);
-    world.call("POST", &format!("{path}/resume"), None).await.expect(200);
+    world
+        .call("POST", &format!("{path}/resume"), None)
+        .await
+        .expect(200);
     world.receiver.wait_for("/gone", 2).await;
     world.finish().await;
 }
@@ -105,7 +120,10 @@ async fn what_expired_is_not_sent(world: World) {
         assert_eq!(letter["reason"], "expired", "{letter:#}");
     }
     let requests = world.receiver.requests("/late");
-    assert!(requests.iter().all(|request| request.event_id() == id), "expired before it was sent");
+    assert!(
+        requests.iter().all(|request| request.event_id() == id),
+        "expired before it was sent"
+    );
     world.finish().await;
 }
 
@@ -115,14 +133,24 @@ async fn a_deleted_subscription_ends_its_deliveries(world: World) {
     let sub = world.subscribe("/left", &["*"], more).await;
     let id = world.publish(json!({"type": "payment.paid"})).await;
     world.receiver.wait_for("/left", 1).await;
-    world.call("DELETE", &format!("/v1/subscriptions/{}", sub.id), None).await.expect(204);
+    world
+        .call("DELETE", &format!("/v1/subscriptions/{}", sub.id), None)
+        .await
+        .expect(204);
     world.wait_for_gone().await;
     let seen = world.receiver.requests("/left").len();
     let letter = world.wait_for_dead(1).await.remove(0);
     assert_eq!(letter["reason"], "subscription_deleted");
     assert_eq!(letter["event_id"], json!(id));
-    assert_eq!(world.receiver.requests("/left").len(), seen, "sent after the subscription was gone");
-    let path = format!("/v1/dead-letters/{}/redrive", letter["id"].as_str().expect("an id"));
+    assert_eq!(
+        world.receiver.requests("/left").len(),
+        seen,
+        "sent after the subscription was gone"
+    );
+    let path = format!(
+        "/v1/dead-letters/{}/redrive",
+        letter["id"].as_str().expect("an id")
+    );
     world.call("POST", &path, None).await.expect(409);
 }
 
@@ -142,7 +170,9 @@ async fn many_are_redriven_by_filter(world: World) {
         world.receiver.plan(path, [Answer::status(200)]);
     }
     let filter = json!({"subscription_id": a.id, "reason": "exhausted"});
-    let answer = world.call("POST", "/v1/dead-letters/redrive", Some(filter)).await;
+    let answer = world
+        .call("POST", "/v1/dead-letters/redrive", Some(filter))
+        .await;
     assert!((200..300).contains(&answer.status), "{answer:?}");
     assert_eq!(answer.json["redriven"], 20);
     for id in &ids {

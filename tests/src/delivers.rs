@@ -41,7 +41,11 @@ async fn each_matching_subscription_and_no_other(world: World) {
         ("/entity", &["appointment.*"], true),
         ("/all", &["*"], true),
         ("/saved", &["appointment.saved"], true),
-        ("/twice", &["appointment.created", "appointment.*", "*"], true),
+        (
+            "/twice",
+            &["appointment.created", "appointment.*", "*"],
+            true,
+        ),
         ("/other-action", &["appointment.deleted"], false),
         ("/other-entity", &["payment.*"], false),
         ("/status", &["appointment.status_changed"], false),
@@ -52,12 +56,18 @@ async fn each_matching_subscription_and_no_other(world: World) {
     }
     let elsewhere = json!({"tenant": "salon-18"});
     world.subscribe("/other-tenant", &["*"], elsewhere).await;
-    let id = world.publish(json!({"type": "appointment.created", "subject": 7})).await;
+    let id = world
+        .publish(json!({"type": "appointment.created", "subject": 7}))
+        .await;
     for (sub, _) in made.iter().filter(|(_, matches)| *matches) {
         world.expect(sub, &id, Fate::Delivered);
     }
-    let nobody = world.publish(json!({"type": "coupon.created", "tenant": "salon-19"})).await;
-    world.wait_for_metric("postrider_events_unmatched_total", "", 1.0).await;
+    let nobody = world
+        .publish(json!({"type": "coupon.created", "tenant": "salon-19"}))
+        .await;
+    world
+        .wait_for_metric("postrider_events_unmatched_total", "", 1.0)
+        .await;
     assert_ne!(nobody, id);
     world.finish().await;
 }
@@ -69,7 +79,10 @@ async fn data_leaves_byte_for_byte(world: World) {
         r#"{{"id":"raw-1","tenant":"salon-17","type":"appointment.created","time":"2026-01-02T03:04:05Z","data":{data}}}"#
     );
     let kind = Some(("application/json", body.into_bytes()));
-    world.send("POST", "/v1/events", kind, None).await.expect(202);
+    world
+        .send("POST", "/v1/events", kind, None)
+        .await
+        .expect(202);
     world.expect(&sub, "raw-1", Fate::Delivered);
     let got = world.receiver.wait_for("/raw", 1).await.remove(0);
     let want = format!(
@@ -84,12 +97,19 @@ async fn many_events_to_many_subscriptions(world: World) {
     let mut subs = Vec::new();
     for n in 0..10 {
         let more = json!({"delivery": {"max_in_flight": 64}});
-        subs.push(world.subscribe(&format!("/{n}"), &["appointment.*"], more).await);
+        subs.push(
+            world
+                .subscribe(&format!("/{n}"), &["appointment.*"], more)
+                .await,
+        );
     }
     let events: Vec<_> = (0..200)
         .map(|n| json!({"tenant": "salon-17", "type": "appointment.created", "data": {"n": n}}))
         .collect();
-    let answer = world.call("POST", "/v1/events", Some(json!(events))).await.expect(202);
+    let answer = world
+        .call("POST", "/v1/events", Some(json!(events)))
+        .await
+        .expect(202);
     assert_eq!(answer["accepted"], 200);
     for id in answer["ids"].as_array().expect("ids") {
         for sub in &subs {
@@ -102,14 +122,20 @@ async fn many_events_to_many_subscriptions(world: World) {
 async fn the_views_of_an_event(world: World) {
     let mut subs = Vec::new();
     for view in ["basic", "full", "extended"] {
-        subs.push(world.subscribe(&format!("/{view}"), &["*"], json!({"view": view})).await);
+        subs.push(
+            world
+                .subscribe(&format!("/{view}"), &["*"], json!({"view": view}))
+                .await,
+        );
     }
     let event = json!({
         "type": "appointment.updated",
         "changes": {"start": 2}, "data": {"id": 1, "start": 2}, "details": {"id": 1, "all": true},
     });
     let id = world.publish(event).await;
-    let bare = world.publish(json!({"type": "appointment.updated", "data": {"only": 1}})).await;
+    let bare = world
+        .publish(json!({"type": "appointment.updated", "data": {"only": 1}}))
+        .await;
     for sub in &subs {
         world.expect(sub, &id, Fate::Delivered);
         world.expect(sub, &bare, Fate::Delivered);
@@ -121,7 +147,11 @@ async fn the_views_of_an_event(world: World) {
     ];
     for (path, want) in wants {
         for request in world.receiver.wait_for(path, 2).await {
-            let want = if request.event_id() == id { want.clone() } else { json!({"only": 1}) };
+            let want = if request.event_id() == id {
+                want.clone()
+            } else {
+                json!({"only": 1})
+            };
             assert_eq!(request.json()["data"], want, "{path}");
         }
     }
@@ -135,7 +165,10 @@ async fn custom_headers_go_along(world: World) {
     world.expect(&sub, &id, Fate::Delivered);
     let got = world.receiver.wait_for("/keyed", 1).await.remove(0);
     assert_eq!(got.header("x-api-key"), "k-123");
-    let shown = world.call("GET", &format!("/v1/subscriptions/{}", sub.id), None).await.expect(200);
+    let shown = world
+        .call("GET", &format!("/v1/subscriptions/{}", sub.id), None)
+        .await
+        .expect(200);
     assert_eq!(shown["headers"]["x-api-key"], "***");
     assert!(shown.get("secret").is_none(), "a secret is shown once");
     world.finish().await;
@@ -143,21 +176,36 @@ async fn custom_headers_go_along(world: World) {
 
 async fn one_event_is_followed_by_its_id(world: World) {
     let sub = world.subscribe("/followed", &["*"], json!({})).await;
-    let id = world.publish(json!({"type": "appointment.created", "id": "follow-me"})).await;
+    let id = world
+        .publish(json!({"type": "appointment.created", "id": "follow-me"}))
+        .await;
     world.expect(&sub, &id, Fate::Delivered);
     world.receiver.wait_for("/followed", 1).await;
-    world.wait_for_metric("postrider_deliveries_total", "outcome=\"delivered\"", 1.0).await;
+    world
+        .wait_for_metric("postrider_deliveries_total", "outcome=\"delivered\"", 1.0)
+        .await;
     let log: String = world.nodes.iter().map(|node| node.log()).collect();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("follow-me")).collect();
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("follow-me"))
+        .collect();
     for stage in ["postrider_router", "postrider_deliverer"] {
-        assert!(lines.iter().any(|line| line.contains(stage)), "no line of {stage} in {lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.contains(stage)),
+            "no line of {stage} in {lines:#?}"
+        );
     }
-    assert!(lines.iter().any(|line| line.contains(&sub.id)), "no subscription in {lines:#?}");
+    assert!(
+        lines.iter().any(|line| line.contains(&sub.id)),
+        "no subscription in {lines:#?}"
+    );
     world.finish().await;
 }
 
 async fn changes_take_effect_everywhere(world: World) {
-    let sub = world.subscribe("/before", &["appointment.*"], json!({})).await;
+    let sub = world
+        .subscribe("/before", &["appointment.*"], json!({}))
+        .await;
     let first = world.publish(json!({"type": "appointment.created"})).await;
     world.expect(&sub, &first, Fate::Delivered);
     world.receiver.wait_for("/before", 1).await;
@@ -168,24 +216,41 @@ async fn changes_take_effect_everywhere(world: World) {
     world.known(&changed).await;
     world.publish(json!({"type": "appointment.created"})).await;
     let second = world.publish(json!({"type": "payment.paid"})).await;
-    let moved = Sub { path: "/after".into(), ..sub.clone() };
+    let moved = Sub {
+        path: "/after".into(),
+        ..sub.clone()
+    };
     world.expect(&moved, &second, Fate::Delivered);
     world.receiver.wait_for("/after", 1).await;
 
-    let paused = world.call("POST", &format!("{path}/pause"), None).await.expect(200);
+    let paused = world
+        .call("POST", &format!("{path}/pause"), None)
+        .await
+        .expect(200);
     assert_eq!(paused["state"], "paused");
     world.known(&paused).await;
     let held = world.publish(json!({"type": "payment.paid"})).await;
     world.expect(&moved, &held, Fate::Delivered);
-    world.wait_for_metric("postrider_parked_total", "", 1.0).await;
-    assert_eq!(world.receiver.requests("/after").len(), 1, "a paused subscription is not sent to");
-    world.call("POST", &format!("{path}/resume"), None).await.expect(200);
+    world
+        .wait_for_metric("postrider_parked_total", "", 1.0)
+        .await;
+    assert_eq!(
+        world.receiver.requests("/after").len(),
+        1,
+        "a paused subscription is not sent to"
+    );
+    world
+        .call("POST", &format!("{path}/resume"), None)
+        .await
+        .expect(200);
     world.receiver.wait_for("/after", 2).await;
 
     world.call("DELETE", &path, None).await.expect(204);
     world.call("GET", &path, None).await.expect(404);
     world.wait_for_gone().await;
     world.publish(json!({"type": "payment.paid"})).await;
-    world.wait_for_metric("postrider_events_unmatched_total", "", 2.0).await;
+    world
+        .wait_for_metric("postrider_events_unmatched_total", "", 2.0)
+        .await;
     world.finish().await;
 }

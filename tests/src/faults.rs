@@ -107,7 +107,10 @@ async fn a_killed_router_loses_nothing() {
     }
     stream.finish().await;
     let duplicates = world.settle().await;
-    assert!(duplicates <= 3 * ROUTED_IN_FLIGHT, "{duplicates} duplicates after 3 kills");
+    assert!(
+        duplicates <= 3 * ROUTED_IN_FLIGHT,
+        "{duplicates} duplicates after 3 kills"
+    );
 }
 
 #[tokio::test]
@@ -120,7 +123,11 @@ async fn a_deliverer_killed_mid_post_loses_nothing() {
         let receiver = world.receiver.clone();
         receiver
             .wait_until("a request under way", || {
-                receiver.all().iter().any(|request| request.answered.is_none()).then_some(())
+                receiver
+                    .all()
+                    .iter()
+                    .any(|request| request.answered.is_none())
+                    .then_some(())
             })
             .await;
         world.deliverer().kill9();
@@ -128,7 +135,10 @@ async fn a_deliverer_killed_mid_post_loses_nothing() {
     }
     stream.finish().await;
     let duplicates = world.settle().await;
-    assert!(duplicates <= 3 * IN_FLIGHT, "{duplicates} duplicates after 3 kills");
+    assert!(
+        duplicates <= 3 * IN_FLIGHT,
+        "{duplicates} duplicates after 3 kills"
+    );
 }
 
 #[tokio::test]
@@ -152,8 +162,10 @@ async fn the_embedded_process_killed_loses_nothing() {
 #[tokio::test]
 async fn a_killed_broker_loses_nothing() {
     let rabbit = Rabbit::start().await;
-    let settings =
-        [("broker.url", rabbit.url()), ("store.url", postgres::fresh_database_url().await)];
+    let settings = [
+        ("broker.url", rabbit.url()),
+        ("store.url", postgres::fresh_database_url().await),
+    ];
     let mut world = World::around(Kind::Rabbit, settings.to_vec()).await;
     subscribed(&world, "b").await;
     // A quorum queue that was declared less than about 3 s before its only node is killed comes
@@ -162,17 +174,26 @@ async fn a_killed_broker_loses_nothing() {
     let stream = Stream::start(world.nodes[0].api(), "b");
     stream.reaches(2_000).await;
     rabbit.kill9().await;
-    assert_eq!(ready(&world.nodes[0]).await, 503, "readiness is red while the broker is away");
+    assert_eq!(
+        ready(&world.nodes[0]).await,
+        503,
+        "readiness is red while the broker is away"
+    );
     rabbit.start_again().await;
     for node in &mut world.nodes {
         node.ready().await;
     }
     stream.finish().await;
     // Every process reconnects by itself.
-    world.wait_for_metric("postrider_broker_reconnects_total", "", 3.0).await;
+    world
+        .wait_for_metric("postrider_broker_reconnects_total", "", 3.0)
+        .await;
     let duplicates = world.settle().await;
     let bound = IN_FLIGHT + ROUTED_IN_FLIGHT + 50;
-    assert!(duplicates <= bound, "{duplicates} duplicates after the broker was killed");
+    assert!(
+        duplicates <= bound,
+        "{duplicates} duplicates after the broker was killed"
+    );
 }
 
 async fn ready(node: &Node) -> u16 {
@@ -194,12 +215,19 @@ async fn two_deliverers_share_the_work() {
     let stream = Stream::start(world.nodes[0].api(), "s");
     stream.finish().await;
     world
-        .wait_for_metric("postrider_deliveries_total", "outcome=\"delivered\"", EVENTS as f64)
+        .wait_for_metric(
+            "postrider_deliveries_total",
+            "outcome=\"delivered\"",
+            EVENTS as f64,
+        )
         .await;
     let delivered = "outcome=\"delivered\"";
     for node in &mut world.nodes[2..] {
         let share = node.metric("postrider_deliveries_total", delivered).await;
-        assert!(share >= EVENTS as f64 / 10.0, "one of two deliverers did {share} of {EVENTS}");
+        assert!(
+            share >= EVENTS as f64 / 10.0,
+            "one of two deliverers did {share} of {EVENTS}"
+        );
     }
     world.finish().await;
 }

@@ -27,7 +27,10 @@ async fn an_array_and_ndjson_are_taken_whole_or_not_at_all(world: World) {
     let sub = world.subscribe("/in", &["*"], json!({})).await;
     let lines = "{\"id\":\"n1\",\"tenant\":\"salon-17\",\"type\":\"a.b\",\"data\":1}\n\n{\"id\":\"n2\",\"tenant\":\"salon-17\",\"type\":\"a.c\",\"data\":2}\n";
     let kind = Some(("application/x-ndjson", lines.as_bytes().to_vec()));
-    let answer = world.send("POST", "/v1/events", kind, None).await.expect(202);
+    let answer = world
+        .send("POST", "/v1/events", kind, None)
+        .await
+        .expect(202);
     assert_eq!(answer, json!({"accepted": 2, "ids": ["n1", "n2"]}));
     let array = json!([
         {"id": "a1", "tenant": "salon-17", "type": "a.b", "data": 1},
@@ -54,24 +57,41 @@ async fn every_fault_is_named_at_once(world: World) {
         .map(|error| error["pointer"].as_str().unwrap_or_default().to_owned())
         .collect();
     for pointer in ["/id", "/tenant", "/type", "/dta", "/version", "/data"] {
-        assert!(pointers.iter().any(|got| got == pointer), "no {pointer} in {:#}", answer.json);
+        assert!(
+            pointers.iter().any(|got| got == pointer),
+            "no {pointer} in {:#}",
+            answer.json
+        );
     }
     let big = json!({"tenant": "t", "type": "a.b", "data": "x".repeat(300 * 1024)});
-    world.call("POST", "/v1/events", Some(big)).await.expect(413);
+    world
+        .call("POST", "/v1/events", Some(big))
+        .await
+        .expect(413);
     let text = Some(("text/html", b"hello".to_vec()));
-    world.send("POST", "/v1/events", text, None).await.expect(415);
+    world
+        .send("POST", "/v1/events", text, None)
+        .await
+        .expect(415);
     let broken = Some(("application/json", b"{\"a\":".to_vec()));
     let broken = world.send("POST", "/v1/events", broken, None).await;
-    assert_eq!((broken.status, &broken.json["code"]), (400, &json!("bad_json")));
+    assert_eq!(
+        (broken.status, &broken.json["code"]),
+        (400, &json!("bad_json"))
+    );
     world.finish().await;
 }
 
 /// Publishes raw messages as any service could.
 async fn publish_raw(url: &str, messages: &[(&str, BasicProperties, Vec<u8>)]) {
-    let connection =
-        Connection::connect(url, ConnectionProperties::default()).await.expect("a connection");
+    let connection = Connection::connect(url, ConnectionProperties::default())
+        .await
+        .expect("a connection");
     let channel = connection.create_channel().await.expect("a channel");
-    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .expect("confirms");
     for (key, properties, body) in messages {
         channel
             .basic_publish(
@@ -96,13 +116,37 @@ async fn what_cannot_be_an_event_is_quarantined_and_the_next_one_flows() {
     let plain = BasicProperties::default;
     let good = br#"{"tenant":"salon-17","type":"appointment.created","data":{"ok":true}}"#;
     let messages = vec![
-        ("a.b", plain().with_message_id("p1".into()), b"not json".to_vec()),
-        ("a.b", plain().with_message_id("p2".into()), vec![0xff, 0xfe, 0x00]),
+        (
+            "a.b",
+            plain().with_message_id("p1".into()),
+            b"not json".to_vec(),
+        ),
+        (
+            "a.b",
+            plain().with_message_id("p2".into()),
+            vec![0xff, 0xfe, 0x00],
+        ),
         ("a.b", plain(), good.to_vec()),
-        ("a.b", plain().with_content_encoding("gzip".into()), good.to_vec()),
-        ("a.b", plain().with_message_id("p5".into()), vec![b' '; 300 * 1024]),
-        ("a.b", plain().with_message_id("p6".into()), b"{\"tenant\":1}".to_vec()),
-        ("appointment.created", plain().with_message_id("good-1".into()), good.to_vec()),
+        (
+            "a.b",
+            plain().with_content_encoding("gzip".into()),
+            good.to_vec(),
+        ),
+        (
+            "a.b",
+            plain().with_message_id("p5".into()),
+            vec![b' '; 300 * 1024],
+        ),
+        (
+            "a.b",
+            plain().with_message_id("p6".into()),
+            b"{\"tenant\":1}".to_vec(),
+        ),
+        (
+            "appointment.created",
+            plain().with_message_id("good-1".into()),
+            good.to_vec(),
+        ),
     ];
     publish_raw(world.setting("broker.url"), &messages).await;
     world.expect(&sub, "good-1", Fate::Delivered);
@@ -114,16 +158,27 @@ async fn what_cannot_be_an_event_is_quarantined_and_the_next_one_flows() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    let mut reasons: Vec<_> =
-        quarantined.iter().map(|item| item["reason"].as_str().unwrap_or_default()).collect();
+    let mut reasons: Vec<_> = quarantined
+        .iter()
+        .map(|item| item["reason"].as_str().unwrap_or_default())
+        .collect();
     reasons.sort_unstable();
     assert_eq!(
         reasons,
-        ["invalid_event", "invalid_event", "malformed", "malformed", "too_large", "unsupported_encoding"]
+        [
+            "invalid_event",
+            "invalid_event",
+            "malformed",
+            "malformed",
+            "too_large",
+            "unsupported_encoding"
+        ]
     );
     let names_the_id = |item: &serde_json::Value| {
         item["reason"] == "invalid_event"
-            && item["detail"].as_str().is_some_and(|detail| detail.contains("/id"))
+            && item["detail"]
+                .as_str()
+                .is_some_and(|detail| detail.contains("/id"))
     };
     assert!(quarantined.iter().any(names_the_id), "{quarantined:#?}");
     assert_eq!(world.metric("postrider_quarantined_total", "").await, 6.0);
@@ -139,12 +194,19 @@ async fn standard_clients_publish_with_nothing_of_ours() {
     let mut pika = Command::new(tools.join("py/bin/python"));
     pika.arg(root.join("clients/publish.py"));
     let mut amqplib = Command::new("node");
-    amqplib.arg(root.join("clients/publish.js")).env("NODE_PATH", tools.join("node/node_modules"));
+    amqplib
+        .arg(root.join("clients/publish.js"))
+        .env("NODE_PATH", tools.join("node/node_modules"));
     for (mut command, prefix) in [(pika, "pika"), (amqplib, "amqplib")] {
         command.args([world.setting("broker.url"), "25", "salon-17", prefix]);
         let mut process = Process::spawn(command);
         let status = process.ended(Duration::from_secs(60)).await;
-        assert!(status.success(), "{prefix}: {}{}", process.stdout(), process.stderr());
+        assert!(
+            status.success(),
+            "{prefix}: {}{}",
+            process.stdout(),
+            process.stderr()
+        );
     }
     let seen = world
         .receiver
@@ -167,13 +229,16 @@ async fn intake_answers_503_while_the_broker_is_away_or_blocked() {
     let settings = vec![("broker.url", rabbit.url()), ("store.url", store)];
     let world = World::around(Kind::Rabbit, settings).await;
     let sub = world.subscribe("/back", &["*"], json!({})).await;
-    let event = |id: &str| {
-        Some(json!({"id": id, "tenant": "salon-17", "type": "a.b", "data": 1}))
-    };
-    world.call("POST", "/v1/events", event("before")).await.expect(202);
+    let event = |id: &str| Some(json!({"id": id, "tenant": "salon-17", "type": "a.b", "data": 1}));
+    world
+        .call("POST", "/v1/events", event("before"))
+        .await
+        .expect(202);
 
     // A memory alarm blocks publishers; consumers go on.
-    rabbit.ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await;
+    rabbit
+        .ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"])
+        .await;
     let blocked = answer_of(&world, event("blocked"), 503).await;
     assert!(blocked.headers.contains_key("retry-after"));
     assert_eq!(blocked.headers["content-type"], "application/problem+json");
@@ -210,7 +275,10 @@ async fn answer_of(
         if answer.status == status {
             return answer;
         }
-        assert!(std::time::Instant::now() < deadline, "never {status}: {answer:?}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "never {status}: {answer:?}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

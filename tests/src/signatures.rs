@@ -14,11 +14,18 @@ use crate::{
     },
 };
 
-on_both!(two_secrets_sign_while_a_rotation_lasts, ed25519_signs_beside_hmac);
+on_both!(
+    two_secrets_sign_while_a_rotation_lasts,
+    ed25519_signs_beside_hmac
+);
 
 /// What the specification says is signed.
 fn signed_content(request: &Request) -> Vec<u8> {
-    let head = format!("{}.{}.", request.event_id(), request.header("webhook-timestamp"));
+    let head = format!(
+        "{}.{}.",
+        request.event_id(),
+        request.header("webhook-timestamp")
+    );
     [head.as_bytes(), &request.body].concat()
 }
 
@@ -37,7 +44,9 @@ fn verifies(request: &Request, secret: &str) -> bool {
     let mut mac = Hmac::<Sha256>::new_from_slice(&key.expect("base64")).expect("any key fits");
     mac.update(&signed_content(request));
     let want = mac.finalize().into_bytes();
-    signatures(request, "v1").iter().any(|got| got.as_slice() == want.as_slice())
+    signatures(request, "v1")
+        .iter()
+        .any(|got| got.as_slice() == want.as_slice())
 }
 
 async fn two_secrets_sign_while_a_rotation_lasts(world: World) {
@@ -48,19 +57,33 @@ async fn two_secrets_sign_while_a_rotation_lasts(world: World) {
     assert_eq!(signatures(&before, "v1").len(), 1);
     let at: i64 = before.header("webhook-timestamp").parse().expect("seconds");
     let now = jiff::Timestamp::now().as_second();
-    assert!((now - at).abs() <= 60, "the timestamp {at} is not the time of sending, {now}");
+    assert!(
+        (now - at).abs() <= 60,
+        "the timestamp {at} is not the time of sending, {now}"
+    );
 
     let path = format!("/v1/subscriptions/{}", sub.id);
-    let rotated = world.call("POST", &format!("{path}/rotate-secret"), None).await.expect(200);
-    let fresh = rotated["secret"].as_str().expect("the new secret, once").to_owned();
+    let rotated = world
+        .call("POST", &format!("{path}/rotate-secret"), None)
+        .await
+        .expect(200);
+    let fresh = rotated["secret"]
+        .as_str()
+        .expect("the new secret, once")
+        .to_owned();
     assert_ne!(fresh, sub.secret);
-    world.known(&world.call("GET", &path, None).await.expect(200)).await;
+    world
+        .known(&world.call("GET", &path, None).await.expect(200))
+        .await;
     let second = world.publish(json!({"type": "payment.paid"})).await;
     let during = world.receiver.wait_for("/signed", 2).await.remove(1);
     assert!(verifies(&during, &sub.secret), "the old secret still signs");
     assert!(verifies(&during, &fresh), "the new secret signs");
     assert_eq!(signatures(&during, "v1").len(), 2);
-    assert!(!verifies(&during, "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+    assert!(!verifies(
+        &during,
+        "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+    ));
     for id in [&first, &second] {
         world.expect(&sub, id, Fate::Delivered);
     }
@@ -72,18 +95,24 @@ async fn ed25519_signs_beside_hmac(world: World) {
         "tenant": "salon-17", "target_url": world.receiver.url("/both"), "events": ["*"],
         "signing": ["v1", "v1a"],
     });
-    let created = world.call("POST", "/v1/subscriptions", Some(body)).await.expect(201);
+    let created = world
+        .call("POST", "/v1/subscriptions", Some(body))
+        .await
+        .expect(201);
     world.known(&created).await;
     let text = |key: &str| created[key].as_str().expect(key).to_owned();
     let id = world.publish(json!({"type": "payment.paid"})).await;
     let got = world.receiver.wait_for("/both", 1).await.remove(0);
     assert!(verifies(&got, &text("secret")));
     let public = text("public_key");
-    let public = STANDARD.decode(public.strip_prefix("whpk_").expect("whpk_")).expect("base64");
+    let public = STANDARD
+        .decode(public.strip_prefix("whpk_").expect("whpk_"))
+        .expect("base64");
     let key = VerifyingKey::from_bytes(&public.try_into().expect("32 bytes")).expect("a key");
     let signature = signatures(&got, "v1a").remove(0);
     let signature = Signature::from_slice(&signature).expect("64 bytes");
-    key.verify(&signed_content(&got), &signature).expect("the signature holds");
+    key.verify(&signed_content(&got), &signature)
+        .expect("the signature holds");
     let sub = crate::support::world::Sub {
         id: text("id"),
         path: "/both".into(),

@@ -10,20 +10,16 @@ async fn guarded(kind: Kind) -> World {
     World::with(kind, 1, &[("auth.admin_token", ADMIN.to_owned())]).await
 }
 
-async fn call(
-    world: &World,
-    token: &str,
-    method: &str,
-    path: &str,
-    body: Option<Value>,
-) -> Answer {
+async fn call(world: &World, token: &str, method: &str, path: &str, body: Option<Value>) -> Answer {
     let body = body.map(|body| ("application/json", body.to_string().into_bytes()));
     world.send(method, path, body, Some(token)).await
 }
 
 async fn token(world: &World, tenant: Option<&str>, scopes: &[&str]) -> (String, String) {
     let body = json!({"name": "test", "tenant": tenant, "scopes": scopes});
-    let made = call(world, ADMIN, "POST", "/v1/tokens", Some(body)).await.expect(201);
+    let made = call(world, ADMIN, "POST", "/v1/tokens", Some(body))
+        .await
+        .expect(201);
     let text = made["token"].as_str().expect("the token, once").to_owned();
     assert!(text.starts_with("pr_"));
     (text, made["id"].as_str().expect("an id").to_owned())
@@ -36,7 +32,9 @@ async fn another_tenants_ids_are_not_found_byte_for_byte() {
         let (a, _) = token(&world, Some("a"), &["manage", "publish"]).await;
         let (b, _) = token(&world, Some("b"), &["manage", "publish"]).await;
         let body = json!({"target_url": world.receiver.url("/b"), "events": ["*"]});
-        let made = call(&world, &b, "POST", "/v1/subscriptions", Some(body)).await.expect(201);
+        let made = call(&world, &b, "POST", "/v1/subscriptions", Some(body))
+            .await
+            .expect(201);
         assert_eq!(made["tenant"], "b", "the token's tenant");
         let id = made["id"].as_str().expect("an id");
         for (method, action) in [
@@ -51,39 +49,70 @@ async fn another_tenants_ids_are_not_found_byte_for_byte() {
                 let path = format!("/v1/subscriptions/{id}{action}");
                 call(&world, &a, method, &path, Some(json!({}))).await
             };
-            let (theirs, nobodys) =
-                (ask(id).await, ask("sub_00000000000000000000000000000000").await);
+            let (theirs, nobodys) = (
+                ask(id).await,
+                ask("sub_00000000000000000000000000000000").await,
+            );
             assert_eq!(theirs.status, 404, "{method} {action}: {:#}", theirs.json);
             assert_eq!(theirs.json, nobodys.json, "{method} {action}");
         }
-        let listed = call(&world, &a, "GET", "/v1/subscriptions", None).await.expect(200);
+        let listed = call(&world, &a, "GET", "/v1/subscriptions", None)
+            .await
+            .expect(200);
         assert_eq!(listed["items"], json!([]));
         let spoof = json!({"tenant": "b", "type": "a.b", "data": 1});
         let spoofed = call(&world, &a, "POST", "/v1/events", Some(spoof)).await;
-        assert_eq!((spoofed.status, &spoofed.json["code"]), (403, &json!("tenant_mismatch")));
+        assert_eq!(
+            (spoofed.status, &spoofed.json["code"]),
+            (403, &json!("tenant_mismatch"))
+        );
         let own = json!({"type": "a.b", "data": 1});
-        call(&world, &a, "POST", "/v1/events", Some(own)).await.expect(202);
+        call(&world, &a, "POST", "/v1/events", Some(own))
+            .await
+            .expect(202);
     }
 }
 
 #[tokio::test]
 async fn a_token_does_what_its_scopes_say_until_it_is_revoked() {
     let world = guarded(Kind::Embedded).await;
-    for nobody in ["", "wrong", "pr_x_y", "pr_00000000_0000000000000000000000000000000000000000"] {
+    for nobody in [
+        "",
+        "wrong",
+        "pr_x_y",
+        "pr_00000000_0000000000000000000000000000000000000000",
+    ] {
         let answer = call(&world, nobody, "GET", "/v1/subscriptions", None).await;
         assert_eq!(answer.status, 401, "{nobody:?}");
     }
-    world.send("GET", "/v1/subscriptions", None, None).await.expect(401);
+    world
+        .send("GET", "/v1/subscriptions", None, None)
+        .await
+        .expect(401);
     let (publish, _) = token(&world, Some("a"), &["publish"]).await;
     let (read, id) = token(&world, Some("a"), &["read"]).await;
     let event = || Some(json!({"type": "a.b", "data": 1}));
-    call(&world, &publish, "POST", "/v1/events", event()).await.expect(202);
-    call(&world, &publish, "GET", "/v1/subscriptions", None).await.expect(403);
-    call(&world, &read, "GET", "/v1/subscriptions", None).await.expect(200);
-    call(&world, &read, "POST", "/v1/events", event()).await.expect(403);
-    call(&world, &read, "POST", "/v1/tokens", Some(json!({}))).await.expect(403);
-    call(&world, ADMIN, "DELETE", &format!("/v1/tokens/{id}"), None).await.expect(204);
-    call(&world, &read, "GET", "/v1/subscriptions", None).await.expect(401);
+    call(&world, &publish, "POST", "/v1/events", event())
+        .await
+        .expect(202);
+    call(&world, &publish, "GET", "/v1/subscriptions", None)
+        .await
+        .expect(403);
+    call(&world, &read, "GET", "/v1/subscriptions", None)
+        .await
+        .expect(200);
+    call(&world, &read, "POST", "/v1/events", event())
+        .await
+        .expect(403);
+    call(&world, &read, "POST", "/v1/tokens", Some(json!({})))
+        .await
+        .expect(403);
+    call(&world, ADMIN, "DELETE", &format!("/v1/tokens/{id}"), None)
+        .await
+        .expect(204);
+    call(&world, &read, "GET", "/v1/subscriptions", None)
+        .await
+        .expect(401);
 }
 
 #[tokio::test]
@@ -106,7 +135,10 @@ async fn a_refused_subscription_names_everything_wrong() {
         at(pointer);
     }
     assert!(at("/dialect").contains("standard"), "the nearest name");
-    assert!(at("/delivery/retry").contains("standard"), "the nearest name");
+    assert!(
+        at("/delivery/retry").contains("standard"),
+        "the nearest name"
+    );
     assert!(at("/evnts").contains("events"), "the nearest name");
     assert!(at("/delivery/ordering").contains("reserved"));
     at("/delivery/timeout");

@@ -21,6 +21,9 @@ use crate::{cli::Role, commands::Failure, settings::Settings};
 /// How often the store is asked for changed subscriptions; half of what the promise of 2 s leaves.
 const FEED_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a start waits before it asks for a store that is away again.
+const STORE_RETRY: Duration = Duration::from_secs(2);
+
 /// Runs the roles (all when none is named) until a signal, then drains.
 pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<(), Failure> {
     service::telemetry::init(&settings.log)
@@ -53,7 +56,7 @@ impl Running {
         let has = |role: Role| roles.contains(&(role as usize));
         install_crypto();
 
-        let store = Store::open(&settings.store()).await.map_err(failed)?;
+        let store = open_store(settings, &stop).await?;
         let broker = Broker::open(&settings.broker).await.map_err(failed)?;
         let registry = Registry::new();
         let side = CancellationToken::new();
@@ -274,6 +277,23 @@ impl Running {
             Ok("recorder")
         });
         Ok(())
+    }
+}
+
+/// Opens the store; one that is merely away is waited for, as the broker is.
+async fn open_store(settings: &Settings, stop: &CancellationToken) -> Result<Store, Failure> {
+    let settings = settings.store();
+    loop {
+        match Store::open(&settings).await {
+            Err(store::Error::Unavailable(reason)) => {
+                warn!(reason, "the store is away, waiting for it")
+            }
+            opened => return opened.map_err(failed),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Err(Failure::failed("stopped before the store was there")),
+            () = tokio::time::sleep(STORE_RETRY) => {}
+        }
     }
 }
 

@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_change_replaces_only_its_tenant() {
         let (one, two) = (stored(1, "a", &["*"]), stored(2, "b", &["*"]));
-        let table = MatchTable::default().advance(snapshot(1, &[one.clone(), two.clone()]));
+        let table = MatchTable::default().advance(snapshot(1, &[one, two.clone()]));
         let next = table.advance(snapshot(2, &[two, stored(3, "a", &["*"])]));
         check(&next, &event("a", "x.y", None), &["sub_3"]);
         check(&next, &event("b", "x.y", None), &["sub_2"]);

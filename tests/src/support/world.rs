@@ -226,7 +226,10 @@ impl World {
     pub(crate) async fn wait_for_gone(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.metric("postrider_subscriptions", "").await > 0.0 {
-            assert!(Instant::now() < deadline, "a process still works with a deleted subscription");
+            assert!(
+                Instant::now() < deadline,
+                "a process still works with a deleted subscription"
+            );
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
@@ -317,9 +320,15 @@ impl World {
     /// Checks the law, with no duplicate allowed, and ends everything.
     pub(crate) async fn finish(self) {
         let wanted = self.ledger.lock().expect("no test thread panicked").clone();
-        let wanted = wanted.values().filter(|fate| **fate == Fate::Filtered).count() as f64;
-        self.wait_for_metric("postrider_deliveries_total", "outcome=\"filtered\"", wanted).await;
-        let filtered = self.metric("postrider_deliveries_total", "outcome=\"filtered\"").await;
+        let wanted = wanted
+            .values()
+            .filter(|fate| **fate == Fate::Filtered)
+            .count() as f64;
+        self.wait_for_metric("postrider_deliveries_total", "outcome=\"filtered\"", wanted)
+            .await;
+        let filtered = self
+            .metric("postrider_deliveries_total", "outcome=\"filtered\"")
+            .await;
         assert_eq!(filtered, wanted, "deliveries stopped by a filter");
         let duplicates = self.settle().await;
         assert_eq!(duplicates, 0, "duplicates in a run without faults");
