@@ -35,7 +35,8 @@ pub(crate) async fn run(options: &cli::Demo) -> Result<(), Failure> {
     let stays = !options.once && std::io::stdout().is_terminal();
     let folder = Folder::make()?;
     let settings = settings(&folder)?;
-    service::telemetry::init(&settings.log).map_err(|error| Failure::failed(error.to_string()))?;
+    service::telemetry::init(&settings.log, crate::serve::ERRORS_ONLY)
+        .map_err(|error| Failure::failed(error.to_string()))?;
 
     let receiver = Receiver::start().await?;
     let stop = CancellationToken::new();

@@ -21,12 +21,15 @@ use crate::{cli::Role, commands::Failure, settings::Settings};
 /// How often the store is asked for changed subscriptions; half of what the promise of 2 s leaves.
 const FEED_EVERY: Duration = Duration::from_secs(1);
 
+/// lapin warns of a returned message with its body, and a body belongs in no log.
+pub(crate) const ERRORS_ONLY: &[&str] = &["lapin"];
+
 /// How long a start waits before it asks for a store that is away again.
 const STORE_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the roles (all when none is named) until a signal, then drains.
 pub(crate) async fn run(settings: Settings, roles: &[Role]) -> Result<(), Failure> {
-    service::telemetry::init(&settings.log)
+    service::telemetry::init(&settings.log, crate::serve::ERRORS_ONLY)
         .map_err(|error| Failure::settings(error.to_string()))?;
     let stop = service::shutdown::on_signals().map_err(failed)?;
     let running = Running::start(&settings, roles, stop).await?;

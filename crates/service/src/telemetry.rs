@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter};
 
 /// `[log]` of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub enum Error {
         /// As given.
         level: String,
         /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
+        source: ParseError,
     },
     /// Somebody else set a subscriber before.
     #[error("the log is already open: {0}")]
@@ -67,8 +67,11 @@ pub enum Error {
 }
 
 /// Opens the log of this process.
-pub fn init(settings: &Settings) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&settings.level).map_err(|source| Error::Level {
+///
+/// Of each target in `errors_only` (such as `lapin`, which warns of a returned message with its
+/// body) only errors are logged, whatever the level: a log never holds what a tenant sent.
+pub fn init(settings: &Settings, errors_only: &[&str]) -> Result<(), Error> {
+    let filter = filter(&settings.level, errors_only).map_err(|source| Error::Level {
         level: settings.level.clone(),
         source,
     })?;
@@ -143,6 +146,14 @@ fn obeyed(c: char) -> bool {
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
+fn filter(level: &str, errors_only: &[&str]) -> Result<EnvFilter, ParseError> {
+    let mut filter = EnvFilter::try_new(level)?;
+    for target in errors_only {
+        filter = filter.add_directive(format!("{target}=error").parse()?);
+    }
+    Ok(filter)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -178,6 +189,29 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
+    #[test]
+    fn a_target_that_may_only_say_errors_says_nothing_else() {
+        for level in ["info", "trace", "debug,lapin=trace"] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let log = tracing_subscriber::fmt()
+                .with_env_filter(filter(level, &["lapin"]).unwrap())
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(log, || {
+                tracing::warn!(target: "lapin::returned_messages", body = "secret", "returned");
+                tracing::error!(target: "lapin::channels", "broken");
+                tracing::info!("ours");
+            });
+            let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+            assert!(!text.contains("secret"), "{level}: {text}");
+            assert!(
+                text.contains("broken") && text.contains("ours"),
+                "{level}: {text}"
+            );
+        }
+    }
+
     const HOSTILE: &str = "a\u{1b}[2Jb\r\nfake line\u{85}\u{9b}31m\u{202e}evil\u{2028}\0";
 
     #[test]
@@ -210,7 +244,7 @@ mod tests {
             level: "info,postrider=loud".into(),
             ..Settings::default()
         };
-        let error = init(&settings).unwrap_err().to_string();
+        let error = init(&settings, &[]).unwrap_err().to_string();
         assert!(
             error.starts_with("log.level: \"info,postrider=loud\""),
             "{error}"

@@ -124,7 +124,7 @@ pub(super) fn checks(broker: &Broker, feed: &Feed) -> Checks {
     checks.add("broker", move || {
         let now = status.borrow().clone();
         match (now.connected, now.blocked) {
-            (false, _) => Err("not connected".to_owned()),
+            (false, _) => Err(now.fault.unwrap_or_else(|| "not connected yet".to_owned())),
             (true, Some(reason)) => Err(format!("blocked: {reason}")),
             (true, None) => Ok(()),
         }
