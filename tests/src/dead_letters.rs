@@ -152,6 +152,7 @@ async fn a_deleted_subscription_ends_its_deliveries(world: World) {
         letter["id"].as_str().expect("an id")
     );
     world.call("POST", &path, None).await.expect(409);
+    world.finish().await;
 }
 
 async fn many_are_redriven_by_filter(world: World) {

@@ -13,7 +13,7 @@ use broker::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel, Connection, ConnectionProperties,
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 
@@ -329,6 +329,31 @@ async fn a_deleted_queue_or_exchange_is_declared_again() {
     }
     drop(came_back);
     connection.close(200, "done".into()).await.expect("closed");
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn an_exchange_that_a_service_declared_first_is_used_as_it_is() {
+    let bed = Bed::rabbit().await;
+    let (_connection, channel) = channel(&bed.settings.url).await;
+    let durable = ExchangeDeclareOptions {
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let topic = lapin::ExchangeKind::Topic;
+    let declared = channel.exchange_declare(
+        topology::EVENTS.into(),
+        topic,
+        durable,
+        FieldTable::default(),
+    );
+    declared.await.expect("declared");
+    let broker = bed.open().await;
+    let mut inbox = broker.consume(Queue::Inbox, 10).await;
+    publish(&broker, event(1)).await;
+    let received = next(&mut inbox).await;
+    assert_eq!(received.message_id, Some(event(1).message_id));
+    received.ticket.ack();
     broker.close().await;
 }
 

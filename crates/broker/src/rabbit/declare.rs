@@ -101,7 +101,7 @@ pub(super) enum DeclareError {
 /// exchange that somebody deleted does not come back without them and send to quarantine.
 pub(super) async fn all(connection: &Connection) -> Result<(), DeclareError> {
     let open = connection.create_channel();
-    let channel = answered("a channel", open).await?;
+    let mut channel = answered("a channel", open).await?;
     let queues = topology::queues();
     for queue in &queues {
         judged("queue", &queue.name, declare_queue(&channel, queue)).await?;
@@ -124,12 +124,36 @@ pub(super) async fn all(connection: &Connection) -> Result<(), DeclareError> {
             ),
             bindings
         );
-        declared?;
-        bound?;
+        match declared {
+            Err(DeclareError::Differs(finding)) if is_plain_events(&finding) => {
+                tracing::warn!(
+                    exchange = exchange.name,
+                    "declared by somebody else without our alternate exchange: it is used as it \
+                     is, but a message that finds no queue there is dropped, not quarantined; \
+                     delete it once and it is declared in full"
+                );
+                channel = answered("a channel", connection.create_channel()).await?;
+                let inbox = bind(&channel, topology::INBOX, topology::EVENTS, "#");
+                answered(exchange.name, inbox).await?;
+            }
+            declared => {
+                declared?;
+                bound?;
+            }
+        }
     }
     // All is declared; a channel that cannot be closed is closed with its connection.
     _ = tokio::time::timeout(ANSWER_MAX, channel.close(200, "declared".into())).await;
     Ok(())
+}
+
+/// Services may declare the exchange they publish to before we do, and cannot be expected to know
+/// our alternate exchange. Refusing to start over it would hold up every event.
+fn is_plain_events(finding: &Finding) -> bool {
+    let State::Differs { argument, .. } = &finding.state else {
+        return false;
+    };
+    finding.name == topology::EVENTS && argument == "alternate-exchange"
 }
 
 /// Compares the server with the table and changes nothing. Bindings cannot be read over AMQP:
