@@ -49,11 +49,15 @@ impl Cause {
     }
 }
 
-/// 1, 2, 4, 8, 16, then 30 s each until an hour is over, then doubling up to 10 min.
-const DOUBLINGS: u32 = 5;
+/// 1, 2, 4, 8 s, then 10 s each while a person may be waiting for a resume, then 30 s each until
+/// an hour is over, then doubling up to 10 min.
+const DOUBLINGS: u32 = 4;
+const BRISK: Duration = Duration::from_secs(10);
+/// 15 s of doublings and 30 times 10 s are about five minutes.
+const BRISK_UNTIL: u32 = DOUBLINGS + 30;
 const STEADY: Duration = Duration::from_secs(30);
-/// 31 s of doublings and 119 times 30 s are an hour.
-const STEADY_UNTIL: u32 = DOUBLINGS + 119;
+/// Those and 110 times 30 s are an hour.
+const STEADY_UNTIL: u32 = BRISK_UNTIL + 110;
 const LONGEST: Duration = Duration::from_secs(600);
 /// A pause is lengthened by up to this share of itself.
 const SPREAD: f64 = 0.25;
@@ -64,6 +68,8 @@ pub(crate) fn pause(parked: u32, least: Duration, jitter: f64) -> Duration {
     let steps = |n: u32| 2_u32.saturating_pow(n);
     let base = if parked < DOUBLINGS {
         Duration::from_secs(1) * steps(parked)
+    } else if parked < BRISK_UNTIL {
+        BRISK
     } else if parked < STEADY_UNTIL {
         STEADY
     } else {
@@ -91,13 +97,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_30_s_within_the_first_hour_and_to_10_min_after_it() {
+    fn pauses_grow_to_10_s_for_5_min_then_30_s_for_an_hour_then_to_10_min() {
         let seconds = |parked| pause(parked, Duration::ZERO, 0.0).as_secs();
-        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(seconds), [1, 2, 4, 8, 16, 30, 30]);
-        let first_hour: u64 = (0..STEADY_UNTIL).map(seconds).sum();
-        assert_eq!(first_hour, 3601);
         assert_eq!(
-            [124, 125, 126, 127, 128, 129, u32::MAX].map(seconds),
+            [0, 1, 2, 3, 4, 5, 33, 34, 35].map(seconds),
+            [1, 2, 4, 8, 10, 10, 10, 30, 30]
+        );
+        let first_minutes: u64 = (0..BRISK_UNTIL).map(seconds).sum();
+        assert_eq!(first_minutes, 315);
+        let first_hour: u64 = (0..STEADY_UNTIL).map(seconds).sum();
+        assert_eq!(first_hour, 3615);
+        assert_eq!(
+            [144, 145, 146, 147, 148, 149, u32::MAX].map(seconds),
             [60, 120, 240, 480, 600, 600, 600]
         );
     }
@@ -110,7 +121,7 @@ mod tests {
         );
         assert_eq!(
             pause(9, Duration::from_secs(4), 0.0),
-            Duration::from_secs(30)
+            Duration::from_secs(10)
         );
         assert_eq!(
             pause(0, Duration::from_secs(40), 1.0),
