@@ -31,6 +31,14 @@ pub(crate) fn list<'a, T, S: Serialize>(page: &'a Page<T>, show: impl Fn(&'a T) 
     .into_response()
 }
 
+/// A page with nothing on it.
+pub(crate) fn nothing<T>() -> Page<T> {
+    Page {
+        items: Vec::new(),
+        cursor: None,
+    }
+}
+
 /// A call of the store failed.
 pub(crate) fn store_failed(error: Error) -> Problem {
     match error {

@@ -6,7 +6,10 @@ use axum::{
     extract::{FromRequestParts, Path},
     http::{StatusCode, request::Parts},
 };
-use event::access::{Principal, Scope};
+use event::{
+    Tenant,
+    access::{Principal, Scope},
+};
 use jiff::Timestamp;
 use service::http::{Problem, bearer};
 use store::{Sight, access::Denied};
@@ -59,6 +62,16 @@ impl Caller {
         }
         let detail = "this belongs to no tenant, and the token is bound to one";
         Err(Problem::new(StatusCode::FORBIDDEN, "tenant_bound", detail))
+    }
+
+    /// Whose rows the caller may see of this tenant's alone, where it asks so; `None` when that is
+    /// another tenant, which has nothing that this caller can see.
+    pub(crate) fn sight_of(&self, tenant: Option<Tenant>) -> Option<Sight> {
+        match (self.sight(), tenant) {
+            (Sight::All, Some(tenant)) => Some(Sight::Only(tenant)),
+            (Sight::Only(own), Some(tenant)) if own != tenant => None,
+            (sight, _) => Some(sight),
+        }
     }
 
     /// Whose rows the caller may see.

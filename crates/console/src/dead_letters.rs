@@ -24,7 +24,7 @@ use store::{DeadFilter, Paging};
 
 use crate::{
     App,
-    answer::{Answer, list, store_failed},
+    answer::{Answer, list, nothing, store_failed},
     caller::{Caller, Id},
     form::{self, Form},
     redrive::Redriven,
@@ -95,9 +95,12 @@ async fn index(caller: Caller, State(app): State<Arc<App>>, uri: Uri) -> Answer 
     caller.must(Scope::Read)?;
     let mut query = Form::of_query(&uri)?;
     let filter = filter(&mut query);
+    let tenant = query.parsed("tenant", Tenant::parse);
     let paging = query.paging();
     query.finish()?;
-    let sight = caller.sight();
+    let Some(sight) = caller.sight_of(tenant) else {
+        return Ok(list(&nothing(), Shown::in_list));
+    };
     let page = app
         .store
         .dead_letters(&sight, &filter, &paging)
@@ -168,6 +171,7 @@ async fn redrive_many(
     }
     let mut form = Form::of_body(&body)?;
     let filter = filter(&mut form);
+    let tenant = form.parsed("tenant", Tenant::parse);
     let paging = form.paging();
     form.finish()?;
     let limit = if paging.limit == 0 {
@@ -176,12 +180,13 @@ async fn redrive_many(
         paging.limit
     };
     let paging = Paging { limit, ..paging };
-    let sight = caller.sight();
-    let page = app
-        .store
-        .dead_letters(&sight, &filter, &paging)
-        .await
-        .map_err(store_failed)?;
+    let (sight, page) = match caller.sight_of(tenant) {
+        Some(sight) => {
+            let page = app.store.dead_letters(&sight, &filter, &paging).await;
+            (sight, page.map_err(store_failed)?)
+        }
+        None => (caller.sight(), nothing()),
+    };
     let outcome = app.redrives.many(&sight, &page.items).await?;
     let redriven = outcome
         .iter()

@@ -159,7 +159,8 @@ impl Form {
     /// Takes `cursor` and `limit`.
     pub(crate) fn paging(&mut self) -> Paging {
         Paging {
-            cursor: self.text("cursor"),
+            // An empty one is how a client's loop begins.
+            cursor: self.text("cursor").filter(|cursor| !cursor.is_empty()),
             limit: self.limit().unwrap_or_default(),
         }
     }

@@ -20,11 +20,11 @@ use event::{
 };
 use jiff::{SignedDuration, Timestamp};
 use service::http::Problem;
-use store::{Page, Sight, Stored};
+use store::Stored;
 
 use crate::{
     App,
-    answer::{Answer, conflict, list, refused, store_failed},
+    answer::{Answer, conflict, list, nothing, refused, store_failed},
     caller::{Caller, Id},
     form::{self, Form},
 };
@@ -63,7 +63,7 @@ async fn create(
 ) -> Answer {
     caller.must(Scope::Manage)?;
     let body = form::body(&headers, body).await?;
-    let (subscription, signing) = with_rules(&app, &caller, |rules| {
+    let (subscription, signing, mut given) = with_rules(&app, &caller, |rules| {
         parse_new(&body, rules, Timestamp::now()).map_err(refused)
     })?;
     let mut keys = SigningKeys::default();
@@ -75,7 +75,10 @@ async fn create(
         keys.0.insert(
             0,
             event::secret::LiveKey {
-                key: fresh_key(kind)?,
+                key: match given.take_if(|key| key.kind() == kind) {
+                    Some(given) => given,
+                    None => fresh_key(kind)?,
+                },
                 expires_at: None,
             },
         );
@@ -106,17 +109,8 @@ async fn index(caller: Caller, State(app): State<Arc<App>>, uri: Uri) -> Answer 
     let state = query.word("state", STATES, state_word);
     let paging = query.paging();
     query.finish()?;
-    let sight = match (caller.sight(), tenant) {
-        (Sight::All, Some(tenant)) => Sight::Only(tenant),
-        // Another tenant has nothing that this caller can see.
-        (Sight::Only(own), Some(tenant)) if own != tenant => {
-            let none = Page {
-                items: Vec::new(),
-                cursor: None,
-            };
-            return Ok(list(&none, Shown::of));
-        }
-        (sight, _) => sight,
+    let Some(sight) = caller.sight_of(tenant) else {
+        return Ok(list(&nothing(), Shown::of));
     };
     let page = app
         .store

@@ -856,3 +856,57 @@ async fn a_body_that_is_not_json_is_415() {
     let response = api.app.clone().oneshot(request).await.unwrap();
     assert_eq!(response.status(), 415);
 }
+
+#[tokio::test]
+async fn a_secret_that_the_receiver_has_already_is_kept_and_shown_once() {
+    let api = api().await;
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let body = json!({
+        "tenant": "a", "target_url": "https://example.com/hooks", "events": ["*"],
+        "secret": secret, "filter": null,
+    });
+    let made = api.admin("POST", "/v1/subscriptions", Some(body)).await;
+    let made = made.expect(201).json();
+    assert_eq!(made["secret"], secret);
+    let path = format!("/v1/subscriptions/{}", made["id"].as_str().unwrap());
+    let shown = api.admin("GET", &path, None).await.expect(200).json();
+    assert_eq!(shown.get("secret"), None);
+    let whole = api.admin("PATCH", &path, Some(shown)).await;
+    whole.expect(200);
+    let rotated = format!("{path}/rotate-secret");
+    let rotated = api.admin("POST", &rotated, None).await.expect(200);
+    assert_ne!(rotated.json()["secret"], secret);
+}
+
+#[tokio::test]
+async fn dead_letters_are_found_and_redriven_by_tenant() {
+    let api = api().await;
+    for tenant in ["a", "b"] {
+        let subscription = api.subscribe(tenant).await;
+        let id = subscription["id"].as_str().unwrap();
+        api.bury(id, tenant, &format!("of-{tenant}"), None).await;
+    }
+    let bound = api.token(Some("a"), &[Scope::Manage]).await;
+    let list = |token: String, tenant: &'static str| {
+        let path = format!("/v1/dead-letters?cursor=&tenant={tenant}");
+        let api = &api;
+        async move {
+            let page = api.call(&token, "GET", &path, None).await;
+            let items = page.expect(200).json()["items"].clone();
+            let items = items.as_array().unwrap().clone();
+            items
+                .iter()
+                .map(|item| item["event_id"].clone())
+                .collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(list(ADMIN.into(), "b").await, ["of-b"]);
+    assert_eq!(list(bound.clone(), "a").await, ["of-a"]);
+    assert!(list(bound.clone(), "b").await.is_empty());
+    let path = "/v1/dead-letters/redrive";
+    let foreign = api.call(&bound, "POST", path, Some(json!({"tenant": "b"})));
+    assert_eq!(foreign.await.expect(200).json()["redriven"], 0);
+    let own = api.admin("POST", path, Some(json!({"tenant": "b"})));
+    assert_eq!(own.await.expect(200).json()["redriven"], 1);
+    assert_eq!(list(ADMIN.into(), "a").await, ["of-a"]);
+}

@@ -20,11 +20,12 @@ use crate::{
     id::{SubscriptionId, Tenant},
     retry::RetryPolicy,
     scan,
+    secret::{SigningKey, SigningKind},
     selector::Selector,
 };
 
 /// What a person may write.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "tenant",
     "name",
     "target_url",
@@ -37,6 +38,7 @@ const FIELDS: [&str; 12] = [
     "redact",
     "delivery",
     "signing",
+    "secret",
 ];
 const FILTER_FIELDS: [&str; 4] = ["actions", "statuses", "changed_fields", "where"];
 const DELIVERY_FIELDS: [&str; 5] = [
@@ -68,15 +70,18 @@ const HIDDEN: &str = "***";
 /// Reads what a person wrote to create a subscription. All faults are named at once. `id`, `state`,
 /// `revision` and the times are not theirs to give. The caller supplies `now`; the revision is the
 /// store's to set and begins as 0. The standard keys are those of contract section 4, and
-/// `signing`, see [`SigningChoice`].
+/// `signing`, see [`SigningChoice`], and `secret`: a `v1` key that the receiver has already. A key
+/// that is null is like one left out, as it is in a patch.
 pub fn parse_new(
     body: &[u8],
     rules: &Rules<'_>,
     now: Timestamp,
-) -> Result<(Subscription, SigningChoice), Refusal> {
-    let (written, faults) = read(body)?;
+) -> Result<(Subscription, SigningChoice, Option<SigningKey>), Refusal> {
+    let (given, faults) = read(body)?;
     let mut form = Form { rules, faults };
-    form.names(&written);
+    form.names(&given, &Map::from_iter([("state".into(), "active".into())]));
+    let mut written = Map::new();
+    merge(&mut written, given);
     if written
         .get("headers")
         .and_then(Value::as_object)
@@ -86,6 +91,7 @@ pub fn parse_new(
     }
     let tenant = form.tenant(written.get("tenant"));
     let signing = form.signing(written.get("signing"));
+    let secret = form.secret(written.get("secret"), signing);
     let draft = form.draft(&written);
     match (tenant, signing, draft) {
         (Some(tenant), Some(signing), Some(draft)) if form.faults.is_empty() => {
@@ -108,7 +114,7 @@ pub fn parse_new(
                 updated_at: now,
                 revision: 0,
             };
-            Ok((subscription, signing))
+            Ok((subscription, signing, secret))
         }
         _ => Err(form.refusal()),
     }
@@ -126,7 +132,10 @@ pub fn parse_patch(
 ) -> Result<Subscription, Refusal> {
     let (mut patch, faults) = read(body)?;
     let mut form = Form { rules, faults };
-    form.names(&patch);
+    form.names(&patch, &fields_of(current));
+    if patch.remove("secret").is_some() {
+        form.find("/secret", "is changed by rotate-secret");
+    }
     if patch.remove("signing").is_some() {
         form.find(
             "/signing",
@@ -235,12 +244,18 @@ fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>) {
 
 /// A subscription as a person could have written it.
 fn writable(current: &Subscription) -> Map<String, Value> {
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(current) else {
-        // It was read from JSON; without its fields the gate refuses the patch.
-        return Map::new();
-    };
+    let mut fields = fields_of(current);
     fields.retain(|key, _| FIELDS.contains(&key.as_str()) && key != "tenant");
     fields
+}
+
+/// A subscription as it is shown.
+fn fields_of(current: &Subscription) -> Map<String, Value> {
+    match serde_json::to_value(current) {
+        Ok(Value::Object(fields)) => fields,
+        // It was read from JSON; without its fields the gate refuses the patch.
+        _ => Map::new(),
+    }
 }
 
 /// Whether a patch sends deliveries to another host.
@@ -316,19 +331,19 @@ impl Form<'_> {
         Refusal::invalid("invalid_subscription", detail, self.faults)
     }
 
-    /// Refuses names that nobody knows, or that are not the caller's to write.
-    fn names(&mut self, written: &Map<String, Value>) {
-        for key in written.keys() {
+    /// Refuses names that nobody knows, or that are not the caller's to write, unless they say
+    /// what `is` says already: what was read may be changed in places and sent back whole.
+    fn names(&mut self, written: &Map<String, Value>, is: &Map<String, Value>) {
+        for (key, value) in written {
             let pointer = format!("/{}", scan::segment(key));
+            let ours = OURS.contains(&key.as_str()) || key == "state";
+            if ours && is.get(key) == Some(value) {
+                continue;
+            }
             if OURS.contains(&key.as_str()) {
                 self.find(pointer, "is read-only: it is ours to set");
             } else if key == "state" {
                 self.find(pointer, "is changed by the pause and resume routes");
-            } else if key == "secret" || key == "secrets" {
-                self.find(
-                    pointer,
-                    "is made by us and shown once; see `signing` and rotate-secret",
-                );
             } else if !FIELDS.contains(&key.as_str()) {
                 self.unknown(pointer, key, &FIELDS);
             }
@@ -734,6 +749,28 @@ impl Form<'_> {
             self.find("/signing", "must name `v1`, `v1a`, or both");
         }
         Some(choice)
+    }
+
+    /// A key that the receiver has already. What it is is never said back.
+    fn secret(
+        &mut self,
+        value: Option<&Value>,
+        signing: Option<SigningChoice>,
+    ) -> Option<SigningKey> {
+        let text = self.text("/secret", value?)?;
+        if signing.is_some_and(|signing| !signing.v1) {
+            self.find("/secret", "is a key of `v1`, which `signing` leaves out");
+        }
+        match SigningKey::parse(text) {
+            Ok(key) if key.kind() == SigningKind::Hmac => Some(key),
+            Ok(_) | Err(_) => {
+                self.find(
+                    "/secret",
+                    "must be `whsec_` and base64 of 24 to 64 bytes; leave it out and one is made",
+                );
+                None
+            }
+        }
     }
 
     fn text<'v>(&mut self, pointer: &str, value: &'v Value) -> Option<&'v str> {

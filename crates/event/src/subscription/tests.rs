@@ -31,6 +31,7 @@ fn create_for(
         tenant,
     };
     parse_new(body.to_string().as_bytes(), &rules, now())
+        .map(|(subscription, signing, _)| (subscription, signing))
 }
 
 #[track_caller]
@@ -243,11 +244,12 @@ fn fields_have_their_bounds() {
         json!({"name": "a\nb"}),
         "/name must not contain control characters",
     );
-    refused(json!({"name": null}), "/name must be a string, got null");
+    refused(json!({"name": 5}), "/name must be a string, got a number");
     refused(
-        json!({"target_url": null}),
-        "/target_url must be a string, got null",
+        json!({"target_url": 5}),
+        "/target_url must be a string, got a number",
     );
+    refused(json!({"target_url": null}), "/target_url is required");
     refused(
         json!({"target_url": "https://10.0.0.1/"}),
         "/target_url target_not_allowed",
@@ -308,12 +310,25 @@ fn fields_have_their_bounds() {
         json!({"disabled_reason": "x"}),
         "/disabled_reason is read-only",
     );
-    refused(json!({"secret": "whsec_x"}), "/secret is made by us");
+    refused(json!({"secret": "whsec_x"}), "/secret must be `whsec_`");
+    let seed = format!("whsk_{}=", "A".repeat(43));
+    refused(json!({"secret": seed}), "/secret must be `whsec_`");
+    let key = format!("whsec_{}", "A".repeat(32));
+    refused(
+        json!({"secret": key, "signing": ["v1a"]}),
+        "/secret is a key of `v1`",
+    );
+    refused(json!({"tenant": null}), "/tenant is required");
+    refused(json!({"nam": null}), "did you mean `name`?");
     refused(json!({"signing": []}), "/signing must name");
     for fine in [
         json!({"delivery": {"timeout": "1s"}}),
         json!({"delivery": {"timeout": "30s", "rate_limit": null}}),
-        json!({"filter": {"where": null}}),
+        json!({"filter": {"where": null, "actions": null}}),
+        json!({"filter": null, "delivery": null, "view": null, "headers": null, "name": null}),
+        json!({"delivery": {"retry": null, "timeout": null}, "redact": null, "signing": null}),
+        json!({"secret": format!("whsec_{}", "A".repeat(32))}),
+        json!({"state": "active"}),
         json!({"target_url": "http://127.0.0.1:9/x"}),
         json!({"target_url": "http://localhost:9/x"}),
     ] {
@@ -520,7 +535,7 @@ fn a_patch_is_judged_like_a_new_subscription() {
     );
     assert!(patch(&current, &json!({"tenant": "salon-17"})).is_ok());
     assert!(told(json!({"id": "x", "revision": 1}))[1].starts_with("/revision is read-only"));
-    assert!(told(json!({"state": "active"}))[0].starts_with("/state is changed by"));
+    assert!(told(json!({"state": "paused"}))[0].starts_with("/state is changed by"));
     assert!(told(json!({"signing": ["v1"]}))[0].starts_with("/signing is chosen at creation"));
     assert_eq!(
         told(json!({"nam": null})),
@@ -667,4 +682,26 @@ proptest! {
     fn any_json_is_judged_without_a_panic(body in any_value()) {
         let _judged = create_for(None, &body);
     }
+}
+
+#[test]
+fn what_was_read_may_be_changed_in_places_and_sent_back_whole() {
+    let current = created(full());
+    let mut whole = serde_json::to_value(&current).unwrap();
+    whole["name"] = "renamed".into();
+    for value in whole["headers"].as_object_mut().unwrap().values_mut() {
+        *value = "***".into();
+    }
+    let patched = patch(&current, &whole).unwrap();
+    let expected = Subscription {
+        name: "renamed".into(),
+        updated_at: later(),
+        ..current.clone()
+    };
+    assert_eq!(patched, expected);
+    whole["revision"] = 99.into();
+    let told = faults(patch(&current, &whole).unwrap_err());
+    assert_eq!(told, ["/revision is read-only: it is ours to set"]);
+    let told = faults(patch(&current, &json!({"secret": "whsec_x"})).unwrap_err());
+    assert_eq!(told, ["/secret is changed by rotate-secret"]);
 }

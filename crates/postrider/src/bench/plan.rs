@@ -110,7 +110,7 @@ impl Plan {
             ..store::Settings::default()
         };
         let store = Store::open(&settings).await.map_err(failed)?;
-        let template = template(sink)?;
+        let template = template(sink, options.in_flight)?;
         for n in 0..options.fanout + options.subscriptions {
             let mut subscription = template.clone();
             subscription.id = event::SubscriptionId::fresh();
@@ -133,13 +133,13 @@ impl Plan {
     }
 }
 
-fn template(sink: &str) -> Result<Subscription, Failure> {
+fn template(sink: &str, in_flight: u32) -> Result<Subscription, Failure> {
     let body = json!({
         "tenant": TENANT,
         "target_url": format!("{sink}/hook"),
         "events": ["appointment.saved"],
         "filter": {"actions": ["created"], "statuses": ["confirmed", "booked"]},
-        "delivery": {"max_in_flight": 256},
+        "delivery": {"max_in_flight": in_flight},
     });
     let target = event::target::TargetRules {
         allow: vec!["127.0.0.0/8".parse().map_err(failed)?],
@@ -152,7 +152,7 @@ fn template(sink: &str) -> Result<Subscription, Failure> {
     };
     let now = Timestamp::now();
     event::subscription::parse_new(body.to_string().as_bytes(), &rules, now)
-        .map(|(subscription, _)| subscription)
+        .map(|(subscription, ..)| subscription)
         .map_err(|refusal| Failure::failed(format!("{refusal}: {:?}", refusal.faults)))
 }
 
