@@ -6,7 +6,9 @@ mod problem;
 mod serve;
 
 use std::{
+    future::poll_fn,
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     time::Duration,
 };
 
@@ -14,6 +16,7 @@ use axum::body::{self, Body};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use http::{HeaderMap, StatusCode, header};
+use hyper::body::Body as _;
 use serde::{Deserialize, Serialize};
 
 pub use problem::{FieldError, Problem};
@@ -94,7 +97,11 @@ impl From<&Settings> for Limits {
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Reads a body of at most `max` bytes. A larger one is 413 without being read, where it says its
+/// How much of a body that is too large is read away, and for how long.
+const DRAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// Reads a body of at most `max` bytes. A larger one is 413 without being kept, where it says its
 /// length; a slow one is 408.
 pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes, Problem> {
     let too_large = || {
@@ -108,6 +115,10 @@ pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<By
         .and_then(|length| length.parse().ok())
         .is_some_and(|length: u64| length > max as u64)
     {
+        // A client that asked first waits for our word, and sends nothing.
+        if !headers.contains_key(header::EXPECT) {
+            drain(body).await;
+        }
         return Err(too_large());
     }
     match tokio::time::timeout(BODY_TIMEOUT, body::to_bytes(body, max)).await {
@@ -126,6 +137,24 @@ pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<By
                 BODY_TIMEOUT.as_secs()
             ),
         )),
+    }
+}
+
+/// Reads away what is left of a refused body, within bounds: a client that is still sending when
+/// the connection closes sees a reset, and never the answer.
+async fn drain(mut body: Body) {
+    let read = async {
+        let mut left = DRAIN_BYTES_MAX;
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN_TIME, read).await.is_err() {
+        tracing::debug!("a refused body was not read to its end");
     }
 }
 

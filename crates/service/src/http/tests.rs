@@ -143,7 +143,7 @@ async fn a_body_is_bounded_in_size_and_time() {
     assert_eq!(chunked.status(), 413);
     let mut told = HeaderMap::new();
     told.insert(header::CONTENT_LENGTH, HeaderValue::from_static("9"));
-    // Told beforehand, nothing is read: this body would never end.
+    // Told beforehand, nothing is kept, and not much waited for: this body would never end.
     let stream = || Body::new(Endless);
     assert_eq!(
         read_body(&told, stream(), 8).await.unwrap_err().status(),
@@ -153,6 +153,23 @@ async fn a_body_is_bounded_in_size_and_time() {
         read_body(&none, stream(), 8).await.unwrap_err().status(),
         408
     );
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_reads_why() {
+    let (address, stop, server) = served(Limits::default()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let length = 8 * 1024 * 1024;
+    let head = format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // More than the sockets' buffers hold: it only gets through when it is read.
+    stream.write_all(&vec![b'x'; length]).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    drop(stream);
+    stop.cancel();
+    server.await.unwrap();
 }
 
 /// A body that neither comes nor ends.
