@@ -6,7 +6,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, ParseError},
+    fmt::MakeWriter,
+};
 
 /// `[log]` of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +36,17 @@ impl Settings {
     /// A level that is none: its key and what it must be.
     pub fn faults(&self) -> Vec<(&'static str, String)> {
         let wrong = |error| format!("is not a level or a list of directives: {error}");
-        let error = EnvFilter::try_new(&self.level).err();
-        error
-            .map(|error| ("log.level", wrong(error)))
+        let error = EnvFilter::try_new(&self.level).err().map(wrong);
+        // To the filter, a word alone that is no level is a target, of which it logs everything.
+        let stray = self.level.split(',').map(str::trim).find(|directive| {
+            !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err()
+        });
+        let stray = stray.map(|word| {
+            format!("`{word}` is not one of `error`, `warn`, `info`, `debug`, `trace`, `off`")
+        });
+        let fault = error.or(stray);
+        fault
+            .map(|fault| ("log.level", fault))
             .into_iter()
             .collect()
     }
@@ -42,12 +54,24 @@ impl Settings {
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Format {
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl TryFrom<String> for Format {
+    type Error = &'static str;
+
+    fn try_from(word: String) -> Result<Self, Self::Error> {
+        match word.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be `text` or `json`"),
+        }
+    }
 }
 
 /// Why the log could not be opened.
@@ -236,6 +260,26 @@ mod tests {
     #[test]
     fn plain_text_is_not_copied() {
         assert!(matches!(neutral("Größe 5 €, 東京"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_or_format_is_a_fault() {
+        let faults = |level: &str| {
+            let level = level.to_owned();
+            let settings = Settings {
+                level,
+                ..Settings::default()
+            };
+            settings.faults().len()
+        };
+        for fine in ["info", "WARN", "off", "info,postrider_deliverer=debug"] {
+            assert_eq!(faults(fine), 0, "{fine}");
+        }
+        for bad in ["loud", "info,loud", "info,postrider=loud"] {
+            assert_eq!(faults(bad), 1, "{bad}");
+        }
+        let error = serde_json::from_str::<Format>("\"xml\"").unwrap_err();
+        assert!(error.to_string().contains("`text` or `json`"), "{error}");
     }
 
     #[test]
