@@ -184,7 +184,7 @@ fn is_ndjson(headers: &HeaderMap) -> Result<bool, Refused> {
     }
     match kind.as_str() {
         "application/json" => Ok(false),
-        "application/x-ndjson" => Ok(true),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(true),
         _ => refuse("the content type must be `application/json` or `application/x-ndjson`"),
     }
 }

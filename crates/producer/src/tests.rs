@@ -167,11 +167,15 @@ async fn one_event_goes_by_its_type_with_its_data_untouched() {
 
 #[tokio::test]
 async fn several_events_are_one_parcel_in_their_order() {
-    for ndjson in [false, true] {
+    for ndjson in [
+        None,
+        Some("application/x-ndjson"),
+        Some("application/jsonl"),
+    ] {
         let intake = intake(Taker::default()).await;
         let events = [r#"{"tenant":"a","type":"a.b","data":1}"#, &event("2")];
-        let (kind, body) = if ndjson {
-            ("application/x-ndjson", events.join("\n"))
+        let (kind, body) = if let Some(kind) = ndjson {
+            (kind, events.join("\n"))
         } else {
             (
                 "application/json; charset=utf-8",
