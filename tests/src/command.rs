@@ -63,6 +63,25 @@ async fn exit_codes_say_what_kind_of_failure_it_was() {
 }
 
 #[tokio::test]
+async fn a_reader_who_has_seen_enough_is_no_fault() {
+    for arguments in [
+        &["completions", "bash"][..],
+        &["topology", "show", "--output", "json"],
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = Command::new(postrider())
+            .args(arguments)
+            .current_dir(std::env::temp_dir())
+            .stdout(writer)
+            .output()
+            .expect("it ran");
+        let err = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*err), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
 async fn config_show_masks_secrets_and_says_where_values_came_from() {
     let env = [
         (
@@ -152,6 +171,12 @@ async fn the_commands_do_what_the_api_does() {
     let (code, out, err) = run(&["publish", path], &env).await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("cli-1"), "{out}");
+    let other = event.replace("payment", "other");
+    let lines = ["cli-2", "cli-3"].map(|id| other.replace("cli-1", id));
+    std::fs::write(file.path(), lines.join("\n")).expect("written");
+    let (code, out, err) = run(&["publish", path], &env).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("cli-2,cli-3"), "{out}");
     let letter = world.wait_for_dead(1).await.remove(0);
     let (_, out, _) = run(&["dead-letters", "list"], &env).await;
     assert!(out.contains("exhausted") && out.contains("cli-1"), "{out}");

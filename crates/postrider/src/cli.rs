@@ -158,7 +158,7 @@ pub(crate) struct Publish {
     /// The file, or `-` for standard input
     #[arg(default_value = "-", value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// The file holds one event per line
+    /// The file holds one event per line; seen by itself where there is more than one
     #[arg(long)]
     pub(crate) ndjson: bool,
     #[command(flatten)]
@@ -376,7 +376,7 @@ pub(crate) enum Topology {
     /// Prints every exchange and queue
     Show {
         /// text, json, or a RabbitMQ definitions file
-        #[arg(long, value_enum, default_value_t = TopologyFormat::Text)]
+        #[arg(long, visible_alias = "output", value_enum, default_value_t = TopologyFormat::Text)]
         format: TopologyFormat,
     },
     /// Declares what is missing on the configured RabbitMQ
@@ -393,6 +393,7 @@ pub(crate) enum Topology {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TopologyFormat {
     /// For people
+    #[value(alias = "table")]
     Text,
     /// For programs
     Json,
@@ -432,6 +433,9 @@ pub(crate) struct Bench {
     /// Publishes waiting for their confirm
     #[arg(long, default_value_t = 200)]
     pub(crate) window: usize,
+    /// The matching subscriptions' max_in_flight
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) in_flight: u32,
     /// Other subscriptions, that match nothing
     #[arg(long, default_value_t = 0)]
     pub(crate) subscriptions: usize,

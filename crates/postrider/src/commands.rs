@@ -65,7 +65,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Completions { shell } => {
             let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "postrider", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "postrider", &mut script);
+            output::text(&script);
             Ok(())
         }
         Command::Config(config) => local::config(&global, &config),
@@ -115,7 +117,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 async fn publish(settings: &Settings, options: &Publish) -> Result<(), Failure> {
     let body = read_input(&options.file)?;
     let api = crate::api::Api::new(&options.listing.remote, settings)?;
-    let kind = if options.ndjson {
+    let kind = if options.ndjson || is_lines(&body) {
         "application/x-ndjson"
     } else {
         "application/json"
@@ -123,6 +125,18 @@ async fn publish(settings: &Settings, options: &Publish) -> Result<(), Failure> 
     let answer = api.post_bytes("/v1/events", kind, body).await?;
     output::one(&answer, options.listing.output);
     Ok(())
+}
+
+/// Whether there is more than one line, and the first is a whole object.
+fn is_lines(body: &[u8]) -> bool {
+    let mut lines = body
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty());
+    let whole = |line: &[u8]| {
+        line.starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok()
+    };
+    lines.next().is_some_and(whole) && lines.next().is_some()
 }
 
 /// A file's bytes, or standard input's for `-`.

@@ -1,5 +1,10 @@
 //! Tables for people, JSON for programs.
 
+use std::{
+    fmt::Arguments,
+    io::{ErrorKind, Write},
+};
+
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::Value;
 
@@ -8,10 +13,35 @@ use crate::cli::Format;
 /// A column: its title and the pointer of its value in an item.
 pub(crate) type Column = (&'static str, &'static str);
 
+/// Prints a line, as `println!` does, but that a reader who has seen enough (`| head`) is no fault.
+macro_rules! say {
+    ($($line:tt)*) => {
+        $crate::output::line(format_args!($($line)*))
+    };
+}
+pub(crate) use say;
+
+/// Prints a line; ends the process where nobody reads on.
+pub(crate) fn line(line: Arguments<'_>) {
+    text(format!("{line}\n").as_bytes());
+}
+
+/// Prints text as it is; ends the process where nobody reads on.
+pub(crate) fn text(text: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text).and_then(|()| out.flush()) {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("postrider: cannot write to standard output: {error}");
+        std::process::exit(1);
+    }
+}
+
 /// Prints a list answer, `{"items": […], "cursor": …}`.
 pub(crate) fn list(answer: &Value, columns: &[Column], format: Format) {
     if format == Format::Json {
-        println!("{answer:#}");
+        say!("{answer:#}");
         return;
     }
     let items = answer["items"]
@@ -19,7 +49,7 @@ pub(crate) fn list(answer: &Value, columns: &[Column], format: Format) {
         .map(Vec::as_slice)
         .unwrap_or_default();
     if items.is_empty() {
-        println!("none");
+        say!("none");
         return;
     }
     let mut table = plain_table();
@@ -31,9 +61,9 @@ pub(crate) fn list(answer: &Value, columns: &[Column], format: Format) {
                 .map(|(_, pointer)| cell(item.pointer(pointer))),
         );
     }
-    println!("{table}");
+    say!("{table}");
     if let Some(cursor) = answer["cursor"].as_str() {
-        println!("more: --cursor {cursor}");
+        say!("more: --cursor {cursor}");
     }
 }
 
@@ -45,9 +75,9 @@ pub(crate) fn one(answer: &Value, format: Format) {
             for (name, value) in fields {
                 table.add_row([name.clone(), cell(Some(value))]);
             }
-            println!("{table}");
+            say!("{table}");
         }
-        _ => println!("{answer:#}"),
+        _ => say!("{answer:#}"),
     }
 }
 

@@ -6,7 +6,7 @@ use super::Failure;
 use crate::{
     api::Api,
     cli::{DeadFilter, DeadLetters, Quarantine},
-    output,
+    output::{self, say},
     settings::Settings,
 };
 
@@ -63,7 +63,7 @@ pub(super) async fn run(settings: &Settings, command: DeadLetters) -> Result<(),
             let api = Api::new(&remote, settings)?;
             api.post(&format!("/v1/dead-letters/{id}/redrive"), &json!({}))
                 .await?;
-            println!("redriven {id}");
+            say!("redriven {id}");
         }
         DeadLetters::Redrive {
             id: None,
@@ -72,7 +72,7 @@ pub(super) async fn run(settings: &Settings, command: DeadLetters) -> Result<(),
             ..
         } => {
             let api = Api::new(&remote, settings)?;
-            println!("redriven {}", redrive_all(&api, &filter).await?);
+            say!("redriven {}", redrive_all(&api, &filter).await?);
         }
     }
     Ok(())
@@ -133,7 +133,7 @@ pub(super) async fn quarantine(settings: &Settings, command: Quarantine) -> Resu
             let api = Api::new(&remote, settings)?;
             api.post(&format!("/v1/quarantine/{id}/release"), &json!({}))
                 .await?;
-            println!("released {id}");
+            say!("released {id}");
         }
     }
     Ok(())

@@ -5,20 +5,20 @@ use broker::topology::{self, Finding, State};
 use super::{Failure, block_on};
 use crate::{
     cli::{Config, Format, Global, Topology, TopologyFormat},
-    output,
+    output::{self, say},
 };
 
 pub(super) fn config(global: &Global, command: &Config) -> Result<(), Failure> {
     let loaded = crate::settings::load(global)?;
     match command {
-        Config::Check => println!("the settings hold"),
+        Config::Check => say!("the settings hold"),
         Config::Show {
             output: Format::Json,
         } => {
             let lines = crate::settings::effective(&loaded);
             let text = serde_json::to_string_pretty(lines)
                 .map_err(|error| Failure::failed(error.to_string()))?;
-            println!("{text}");
+            say!("{text}");
         }
         Config::Show {
             output: Format::Table,
@@ -33,7 +33,7 @@ pub(super) fn config(global: &Global, command: &Config) -> Result<(), Failure> {
                 };
                 table.add_row([line.key.clone(), value, line.origin.clone()]);
             }
-            println!("{table}");
+            say!("{table}");
         }
     }
     Ok(())
@@ -44,19 +44,19 @@ pub(super) fn topology(global: &Global, command: &Topology) -> Result<(), Failur
         Topology::Show {
             format: TopologyFormat::Text,
         } => {
-            println!("{}", topology::text().trim_end());
+            say!("{}", topology::text().trim_end());
             Ok(())
         }
         Topology::Show {
             format: TopologyFormat::Json,
         } => {
-            println!("{:#}", topology::json());
+            say!("{:#}", topology::json());
             Ok(())
         }
         Topology::Show {
             format: TopologyFormat::Definitions,
         } => {
-            println!("{:#}", topology::definitions("/"));
+            say!("{:#}", topology::definitions("/"));
             Ok(())
         }
         Topology::Declare { repair } => {
@@ -88,7 +88,7 @@ fn rabbitmq(global: &Global) -> Result<broker::Settings, Failure> {
 /// Prints what was found; fails when something is not as it should be.
 fn report(findings: &[Finding]) -> Result<(), Failure> {
     for finding in findings {
-        println!("{finding}");
+        say!("{finding}");
     }
     let wrong = |finding: &&Finding| !matches!(finding.state, State::Fine | State::Repaired);
     match findings.iter().filter(wrong).count() {

@@ -6,7 +6,7 @@ use super::{Failure, read_input};
 use crate::{
     api::Api,
     cli::{CreateSubscription, Subscriptions},
-    output,
+    output::{self, say},
     settings::Settings,
 };
 
@@ -42,7 +42,7 @@ pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(
         }
         Subscriptions::Delete { id, remote } => {
             Api::new(&remote, settings)?.delete(&path(&id, "")).await?;
-            println!("deleted {id}");
+            say!("deleted {id}");
             return Ok(());
         }
         Subscriptions::Show { id, listing } => (

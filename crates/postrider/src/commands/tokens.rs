@@ -3,7 +3,12 @@
 use serde_json::json;
 
 use super::Failure;
-use crate::{api::Api, cli::Tokens, output, settings::Settings};
+use crate::{
+    api::Api,
+    cli::Tokens,
+    output::{self, say},
+    settings::Settings,
+};
 
 const COLUMNS: &[output::Column] = &[
     ("id", "/id"),
@@ -45,7 +50,7 @@ pub(super) async fn run(settings: &Settings, command: Tokens) -> Result<(), Fail
             Api::new(&remote, settings)?
                 .delete(&format!("/v1/tokens/{id}"))
                 .await?;
-            println!("revoked {id}");
+            say!("revoked {id}");
         }
     }
     Ok(())
