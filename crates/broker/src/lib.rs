@@ -19,6 +19,6 @@ mod settings;
 pub use parcel::{
     BATCH_KEY, DUE_HEADER, Parcel, PublishError, Queue, Received, Route, Settle, Ticket,
 };
-pub use patience::publish_until_taken;
+pub use patience::{publish_until_taken, publish_while};
 pub use seam::{Backend, Broker, Consume, Publish, Status};
 pub use settings::{OpenError, Settings};

@@ -142,6 +142,10 @@ pub trait Settle: Send + Sync + fmt::Debug {
     fn ack(self: Box<Self>);
     /// The message goes back to its queue and is redelivered.
     fn give_back(self: Box<Self>);
+    /// Whether settling would change nothing any more; see [`Ticket::is_void`].
+    fn is_void(&self) -> bool {
+        false
+    }
 }
 
 impl Ticket {
@@ -157,6 +161,12 @@ impl Ticket {
         if let Some(settle) = self.settle.take() {
             settle.ack();
         }
+    }
+
+    /// Whether the broker has taken the message back already, because the channel it came by is
+    /// gone: it is handed out again, so that whatever is made from this copy is made twice.
+    pub fn is_void(&self) -> bool {
+        self.settle.as_ref().is_none_or(|settle| settle.is_void())
     }
 
     /// The message goes back and is handed out again (to anybody). Never in a hot loop.

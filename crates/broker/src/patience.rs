@@ -17,14 +17,28 @@ pub async fn publish_until_taken(
     publisher: &dyn Publish,
     parcel: Parcel,
 ) -> Result<(), PublishError> {
+    publish_while(publisher, parcel, || true).await
+}
+
+/// [`publish_until_taken`] for as long as it is `wanted`: what was made from a message that the
+/// broker hands out again ([`crate::Ticket::is_void`]) is made anew, and would be there twice.
+pub async fn publish_while(
+    publisher: &dyn Publish,
+    parcel: Parcel,
+    wanted: impl Fn() -> bool + Send + Sync,
+) -> Result<(), PublishError> {
     let mut pause = PAUSE_FIRST;
     loop {
         match publisher.publish(parcel.clone()).await {
             Ok(()) => return Ok(()),
             Err(PublishError::Closed) => return Err(PublishError::Closed),
+            Err(error) if !wanted() => return Err(error),
             Err(error) => {
                 tracing::debug!(message_id = %parcel.message_id, %error, "publish not taken, trying again");
                 tokio::time::sleep(jittered(pause)).await;
+                if !wanted() {
+                    return Err(error);
+                }
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
@@ -91,6 +105,20 @@ mod tests {
     async fn a_closed_broker_is_the_only_end() {
         let answers = vec![Err(PublishError::Unavailable), Err(PublishError::Closed)];
         assert_eq!(ends_with(answers).await, Err(PublishError::Closed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_any_more_is_not_published_again() {
+        let wanted = Mutex::new([true, false].into_iter());
+        let answers = vec![Err(PublishError::Unavailable), Ok(())];
+        let publisher = Answers(Mutex::new(answers.into_iter().rev().collect()));
+        // Wanted when the answer comes, and not any more after the pause.
+        let end = publish_while(&publisher, Parcel::json(Route::Deliver, "m", "{}"), || {
+            let answer = wanted.lock().expect("one task").next();
+            answer.expect("asked too often")
+        });
+        assert_eq!(end.await, Err(PublishError::Unavailable));
+        assert_eq!(publisher.0.lock().expect("one task").len(), 1);
     }
 
     #[test]

@@ -38,6 +38,11 @@ pub(crate) fn share(ticket: Ticket, count: usize) -> Vec<Share> {
 }
 
 impl Share {
+    /// Whether the broker hands the bundle out again in any case.
+    pub(crate) fn is_void(&self) -> bool {
+        self.bundle.ticket.as_ref().is_none_or(Ticket::is_void)
+    }
+
     /// The delivery arrived, was not wanted, or what was made from it is confirmed.
     pub(crate) fn settle(mut self) {
         self.settled = true;

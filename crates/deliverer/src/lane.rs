@@ -160,10 +160,13 @@ impl Lanes {
         })
     }
 
-    /// Forgets the lanes to subscriptions that are gone.
+    /// Forgets the lanes to subscriptions that are gone, and those that are newer than their
+    /// subscription: then an older copy of the store was restored, and that is what holds.
     pub(crate) fn forget_gone(&self, snapshot: &Snapshot) {
-        self.write()
-            .retain(|id, _| snapshot.subscriptions.contains_key(id));
+        self.write().retain(|id, lane| {
+            let stored = snapshot.subscriptions.get(id);
+            stored.is_some_and(|now| now.subscription.revision >= lane.subscription().revision)
+        });
     }
 
     /// Forgets the lanes that were not used since the last call, unless their endpoint's bad

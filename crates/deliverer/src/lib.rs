@@ -103,6 +103,10 @@ const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// How soon a process that does not know a subscription yet looks again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+/// A subscription that is unknown after so many pauses in a row, more than a quarter of an hour, ...
+const UNKNOWN_MAX: u32 = 60;
+/// ... while the store answers, is not known to anybody.
+const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
 
 /// Delivers until `stop`, then finishes and settles what is under way, within the grace period.
 /// What merely waits goes back to the queue.
@@ -182,6 +186,8 @@ enum End {
     Retry(Timestamp),
     Parked(Refused),
     Dead(DeadReason, String),
+    /// The broker hands it out again: nothing is made of this copy.
+    Void,
 }
 
 /// What one attempt may take up: a slot of its endpoint and one of the process.
@@ -242,7 +248,7 @@ impl Deliverer {
             share,
             _room,
         } = taken;
-        let life = AssertUnwindSafe(self.live(&mut delivery))
+        let life = AssertUnwindSafe(self.live(&mut delivery, &share))
             .catch_unwind()
             .await;
         let end = life.unwrap_or_else(|_panic| {
@@ -252,14 +258,17 @@ impl Deliverer {
             );
             self.broken_off(&mut delivery)
         });
-        if self.settle(&mut delivery, &end).await {
+        if self.settle(&mut delivery, &share, &end).await {
             self.tell(&delivery, &end);
             share.settle();
         }
     }
 
-    async fn live(&self, delivery: &mut Delivery) -> End {
+    async fn live(&self, delivery: &mut Delivery, share: &Share) -> End {
         loop {
+            if share.is_void() {
+                return End::Void;
+            }
             let Some(snapshot) = self.feed.snapshot() else {
                 return End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE));
             };
@@ -274,8 +283,9 @@ impl Deliverer {
                 Ok(place) => place,
                 Err(refused) => return End::Parked(refused),
             };
-            // It may have waited: a subscription is judged as it is when the attempt is made.
-            if self.is_current(&lane) {
+            // It may have waited: a subscription is judged as it is when the attempt is made, and
+            // what the broker hands out again is attempted only then.
+            if self.is_current(&lane) && !share.is_void() {
                 return self.attempt(delivery, &lane, place).await;
             }
         }
@@ -285,6 +295,11 @@ impl Deliverer {
         let Some(stored) = snapshot.subscriptions.get(&delivery.to.subscription) else {
             if snapshot.revision >= delivery.revision {
                 let detail = "the subscription was deleted before the delivery was made";
+                return Err(End::Dead(DeadReason::SubscriptionDeleted, detail.into()));
+            }
+            if delivery.to.parked >= UNKNOWN_MAX && self.feed.age() < SNAPSHOT_FRESH {
+                let detail = "the store knows neither the subscription nor the change that made \
+                              it: an older copy of the store may have been restored";
                 return Err(End::Dead(DeadReason::SubscriptionDeleted, detail.into()));
             }
             // The router has seen changes that this process has not.

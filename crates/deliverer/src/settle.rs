@@ -2,13 +2,14 @@
 
 use std::time::SystemTime;
 
-use broker::{Route, publish_until_taken};
+use broker::{Route, publish_while};
 use event::reason::DeliveryState;
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use crate::{
     Deliverer, End,
+    bundle::Share,
     delivery::Delivery,
     jitter,
     outcome::Outcome,
@@ -18,9 +19,12 @@ use crate::{
 impl Deliverer {
     /// Publishes what the delivery's end calls for; false where that could not be, and then the
     /// delivery must not be settled.
-    pub(crate) async fn settle(&self, delivery: &mut Delivery, end: &End) -> bool {
+    pub(crate) async fn settle(&self, delivery: &mut Delivery, share: &Share, end: &End) -> bool {
         let parcel = match end {
             End::Delivered | End::Filtered(_) => return true,
+            // The bundle comes again: what is published from this copy would be a second delivery.
+            _ if share.is_void() => return false,
+            End::Void => return false,
             End::Retry(due) => {
                 delivery.to.due = Some(*due);
                 delivery.parcel(Route::DeliverAt(SystemTime::from(*due)))
@@ -34,12 +38,15 @@ impl Deliverer {
             End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, Timestamp::now()),
         };
         let published = match parcel {
-            Ok(parcel) => publish_until_taken(&*self.publisher, parcel)
+            Ok(parcel) => publish_while(&*self.publisher, parcel, || !share.is_void())
                 .await
                 .map_err(|e| e.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = published {
+            if share.is_void() {
+                return false;
+            }
             warn!(event_id = %delivery.event.id, error, "a delivery goes back to its queue");
             return false;
         }
@@ -52,6 +59,7 @@ impl Deliverer {
         let event_id = &delivery.event.id;
         let subscription_id = &delivery.to.subscription;
         match end {
+            End::Void => {}
             End::Delivered => metrics.delivered.inc(),
             End::Filtered(stopped) => {
                 metrics.filtered.inc();

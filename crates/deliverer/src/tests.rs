@@ -13,6 +13,24 @@ use super::{bundle::share, *};
 #[derive(Debug, Clone, Default)]
 struct Seen(Arc<Mutex<Vec<&'static str>>>);
 
+/// The ticket of a message whose channel is gone.
+#[derive(Debug)]
+struct Void(Seen);
+
+impl Settle for Void {
+    fn ack(self: Box<Self>) {
+        Box::new(self.0).ack();
+    }
+
+    fn give_back(self: Box<Self>) {
+        Box::new(self.0).give_back();
+    }
+
+    fn is_void(&self) -> bool {
+        true
+    }
+}
+
 impl Settle for Seen {
     fn ack(self: Box<Self>) {
         self.0.lock().expect("not poisoned").push("ack");
@@ -87,9 +105,16 @@ fn delivery() -> Delivery {
 }
 
 async fn carried(publisher: Broken) -> Vec<&'static str> {
-    let (deliverer, _folder) = deliverer(publisher).await;
     let seen = Seen::default();
-    let mut shares = share(Ticket::new(Box::new(seen.clone())), 1);
+    carried_by(Ticket::new(Box::new(seen.clone())), publisher).await;
+    let seen = seen.0.lock().expect("not poisoned");
+    seen.clone()
+}
+
+/// Carries one delivery to its end; the ticket is settled then.
+async fn carried_by(ticket: Ticket, publisher: Broken) {
+    let (deliverer, _folder) = deliverer(publisher).await;
+    let mut shares = share(ticket, 1);
     let share = shares.remove(0);
     let taken = Taken {
         delivery: delivery(),
@@ -99,8 +124,35 @@ async fn carried(publisher: Broken) -> Vec<&'static str> {
     let mut tasks = JoinSet::new();
     tasks.spawn(deliverer.carry(taken));
     drop(tasks.join_next().await);
-    let seen = seen.0.lock().expect("not poisoned");
-    seen.clone()
+}
+
+#[tokio::test]
+async fn of_what_the_broker_hands_out_again_nothing_is_made() {
+    let seen = Seen::default();
+    let ticket = Ticket::new(Box::new(Void(seen.clone())));
+    carried_by(ticket, Broken::Closed).await;
+    assert_eq!(*seen.0.lock().expect("not poisoned"), ["give back"]);
+    let (deliverer, _folder) = deliverer(Broken::Panics).await;
+    let void = share(Ticket::new(Box::new(Void(seen))), 1).remove(0);
+    let mut delivery = delivery();
+    let end = deliverer.live(&mut delivery, &void).await;
+    assert!(matches!(end, End::Void));
+    // Nor is what an attempt called for: the publisher would panic.
+    let end = End::Retry(Timestamp::UNIX_EPOCH);
+    assert!(!deliverer.settle(&mut delivery, &void, &end).await);
+}
+
+#[tokio::test]
+async fn a_subscription_that_a_restored_store_never_knew_is_a_dead_letter_in_the_end() {
+    let (deliverer, _folder) = deliverer(Broken::Closed).await;
+    let snapshot = Snapshot::default();
+    let mut delivery = delivery();
+    for (parked, is_dead) in [(0, false), (UNKNOWN_MAX - 1, false), (UNKNOWN_MAX, true)] {
+        delivery.to.parked = parked;
+        let end = deliverer.look_up(&delivery, &snapshot).err();
+        let dead = matches!(end, Some(End::Dead(DeadReason::SubscriptionDeleted, _)));
+        assert_eq!(dead, is_dead, "after {parked} pauses");
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,15 @@ impl Source {
         })
     }
 
+    /// Whether the broker hands the message out again in any case.
+    pub(crate) fn is_void(&self) -> bool {
+        let ticket = self
+            .ticket
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        ticket.as_ref().is_some_and(Ticket::is_void)
+    }
+
     fn hold(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
@@ -121,11 +130,20 @@ impl Waiting {
     }
 
     /// The next bundle: as many whole parts as fit, at least one.
+    ///
+    /// Parts of a message that the broker hands out again are left out: it is routed then.
     pub(crate) fn pack(&mut self) -> Option<Packed> {
+        while self.parts.front().is_some_and(|part| part.source.is_void()) {
+            self.parts.pop_front();
+        }
         let first = self.parts.pop_front()?;
         let (mut deliveries, mut bytes) = (first.item.to.len(), first.bytes);
         let (mut items, mut sources) = (vec![first.item], vec![first.source]);
         while let Some(next) = self.parts.front() {
+            if next.source.is_void() {
+                self.parts.pop_front();
+                continue;
+            }
             if deliveries + next.item.to.len() > self.deliveries_max
                 || bytes + next.bytes > self.bytes_max
             {
@@ -171,6 +189,17 @@ mod tests {
     #[derive(Debug)]
     struct Acked(Arc<AtomicBool>);
 
+    #[derive(Debug)]
+    struct Void;
+
+    impl Settle for Void {
+        fn ack(self: Box<Self>) {}
+        fn give_back(self: Box<Self>) {}
+        fn is_void(&self) -> bool {
+            true
+        }
+    }
+
     impl Settle for Acked {
         fn ack(self: Box<Self>) {
             self.0.store(true, Ordering::SeqCst);
@@ -212,6 +241,21 @@ mod tests {
             .map(|packed| packed.deliveries)
             .collect();
         assert_eq!(sizes, [3, 3]);
+    }
+
+    #[test]
+    fn what_the_broker_hands_out_again_is_left_out() {
+        let mut waiting = Waiting::new(10, 1 << 20);
+        let now = Timestamp::UNIX_EPOCH;
+        let void = || Source::new(Ticket::new(Box::new(Void)));
+        for source in [void(), source().0, void(), source().0, void()] {
+            waiting.add(event(10), ids(1), 1, now, &source);
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| waiting.pack())
+            .map(|packed| packed.deliveries)
+            .collect();
+        assert_eq!(sizes, [2]);
+        assert!(waiting.is_empty());
     }
 
     #[test]

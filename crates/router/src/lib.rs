@@ -12,7 +12,9 @@ pub mod table;
 
 use std::sync::Arc;
 
-use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_until_taken};
+use broker::{
+    Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_until_taken, publish_while,
+};
 use bundle::{Packed, Source, Waiting};
 use event::{EventId, delivery::Bundle};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -273,12 +275,14 @@ impl Router {
 }
 
 /// Publishes one bundle and releases the messages it was made from. When the broker is closed
-/// under it they stay unacknowledged, and the broker hands them to another router.
+/// under it they stay unacknowledged, and the broker hands them to another router. It stops trying
+/// once the broker hands them out again in any case.
 async fn send(publisher: Arc<dyn Publish>, packed: Packed) {
     let Some(parcel) = parcel(&packed.bundle) else {
         return;
     };
-    if publish_until_taken(&*publisher, parcel).await.is_ok() {
+    let wanted = || packed.sources.iter().any(|source| !source.is_void());
+    if publish_while(&*publisher, parcel, wanted).await.is_ok() {
         packed.sources.iter().for_each(|source| source.release());
     }
 }

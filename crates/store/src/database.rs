@@ -34,8 +34,10 @@ const SQLITE_READERS: u32 = 4;
 /// A commit is on the disk before it is confirmed, because queues are emptied on the word of it.
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 4000; PRAGMA synchronous = FULL;";
 
-/// A writer does its waiting itself, in [`Database::write`].
-const SQLITE_WRITER_SETUP: &str = "PRAGMA busy_timeout = 0; PRAGMA synchronous = FULL;";
+/// A writer does its waiting itself, in [`Database::write`]; but these words wait too, where
+/// another process is just making the file or its log.
+const SQLITE_WRITER_SETUP: &str =
+    "PRAGMA busy_timeout = 2500; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 0;";
 
 /// How long a writer of SQLite waits before it tries again for the lock that another process has.
 /// SQLite's own waiting grows to 100 ms a time, and so loses to processes that write without

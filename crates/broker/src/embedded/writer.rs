@@ -292,6 +292,8 @@ impl Writer {
             }
             Err(error) => {
                 self.file.roll_back();
+                // First: who is refused finds the reason in the status.
+                self.trouble(&error);
                 for (_, answer) in group.stored {
                     // Who does not wait for the answer any more does not need it.
                     _ = answer.send(Err(refusal(&error)));
@@ -300,7 +302,6 @@ impl Writer {
                     _ = answer.send(Err(refusal(&error)));
                 }
                 self.settled.splice(0..0, settled);
-                self.trouble(&error);
             }
         }
         if !self.settled.is_empty() {

@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -71,6 +71,8 @@ enum How {
 
 struct Ticketed {
     channel: u64,
+    /// The channel that lives now.
+    current: Arc<AtomicU64>,
     tag: Tag,
     to: mpsc::UnboundedSender<Command>,
     settled: bool,
@@ -103,6 +105,10 @@ impl Settle for Ticketed {
 
     fn give_back(mut self: Box<Self>) {
         self.settle(How::GiveBack);
+    }
+
+    fn is_void(&self) -> bool {
+        self.channel != self.current.load(Ordering::Acquire)
     }
 }
 
@@ -193,6 +199,7 @@ pub(super) fn start(
         hand,
         to_self: commands.downgrade(),
         current: channel.clone(),
+        stopped: AtomicBool::new(false),
     };
     life.0.tasks.spawn(task.run(received));
     Consumer {
@@ -214,6 +221,8 @@ struct Task {
     /// Tickets send to the task. Weak, so that the task sees when nobody is left.
     to_self: mpsc::WeakUnboundedSender<Command>,
     current: Arc<AtomicU64>,
+    /// The stage takes no more.
+    stopped: AtomicBool,
 }
 
 /// Why a channel ended.
@@ -237,6 +246,9 @@ impl Task {
             self.current.store(0, Ordering::Release);
             match (ended, up) {
                 (Ended::Finished, _) => break,
+                // What was held went back with the channel. A new one would take messages only to
+                // give them back, again and again, until they have come back too often.
+                _ if self.stopped.load(Ordering::Relaxed) => break,
                 (Ended::Missing, Some(up)) => up.mend().await,
                 _ => {}
             }
@@ -453,6 +465,7 @@ impl Subscription<'_> {
         };
         let ticket = Ticket::new(Box::new(Ticketed {
             channel: self.number,
+            current: self.task.current.clone(),
             tag,
             to,
             settled: false,
@@ -526,6 +539,7 @@ impl Subscription<'_> {
         if std::mem::replace(&mut self.stopped, true) {
             return;
         }
+        self.task.stopped.store(true, Ordering::Relaxed);
         let cancel = self
             .channel
             .basic_cancel(deliveries.tag(), Default::default());

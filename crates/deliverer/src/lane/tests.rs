@@ -150,6 +150,18 @@ fn lanes_that_are_gone_or_idle_are_forgotten() {
 }
 
 #[test]
+fn a_store_put_back_to_an_older_state_holds() {
+    let lanes = lanes();
+    lanes
+        .to(&stored(2, json!({"name": "new"})))
+        .expect("a lane");
+    let older = stored(1, json!({}));
+    lanes.forget_gone(&snapshot(std::slice::from_ref(&older)));
+    let lane = lanes.to(&older).expect("a lane");
+    assert_eq!(lane.subscription().revision, 1);
+}
+
+#[test]
 fn a_secret_header_is_marked_so() {
     let headers = json!({"headers": {"X-Api-Key": "k"}});
     let lane = lanes().to(&stored(1, headers)).expect("a lane");
