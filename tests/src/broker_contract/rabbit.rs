@@ -107,6 +107,36 @@ async fn kill_9_of_the_broker_loses_nothing_and_both_sides_come_back() {
     broker.close().await;
 }
 
+#[tokio::test]
+async fn a_stopped_consumer_does_not_come_back_with_the_connection() {
+    let bed = Bed::private_rabbit(Options::default()).await;
+    let broker = bed.open().await;
+    publish_all(&broker, (0..5).map(event)).await;
+    let mut consumer = broker.consume(Queue::Inbox, 3).await;
+    let held = next(&mut consumer).await;
+    consumer.stop().await;
+    assert!(!held.ticket.is_void(), "a stage still settles what it has");
+    bed.server().ctl(&["close_all_connections", "a test"]).await;
+    let mut status = broker.status();
+    let back = status.wait_for(|status| status.connected && status.reconnects >= 1);
+    let back = tokio::time::timeout(PATIENCE, back).await;
+    assert!(matches!(back, Ok(Ok(_))), "not connected again");
+    // It holds the status still.
+    drop(back);
+    until(async || u64::from(held.ticket.is_void()), 1).await;
+    // The command takes longer than the pause between two channels.
+    for _ in 0..2 {
+        let consumers = bed.server().ctl(&["list_consumers", "queue_name"]).await;
+        assert!(!consumers.contains(topology::INBOX), "{consumers}");
+    }
+    let mut after = broker.consume(Queue::Inbox, 10).await;
+    let all = take(&mut after, 5).await;
+    assert_eq!(ids(&all), numbers(0..5));
+    assert!(all.iter().all(|received| received.returns <= 2), "{all:?}");
+    ack_all(all);
+    broker.close().await;
+}
+
 /// Takes a fresh virtual host and removes a binding, as an operator might.
 async fn without_binding(bed: &Bed, queue: &str, exchange: &str, key: &str) {
     let (connection, channel) = channel(&bed.settings.url).await;

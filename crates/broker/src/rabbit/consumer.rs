@@ -299,6 +299,7 @@ impl Task {
                 self.current.store(number, Ordering::Release);
                 let subscription = Subscription {
                     task: self,
+                    generation: up.generation,
                     number,
                     channel,
                     acks: Acks::new(self.prefetch),
@@ -343,6 +344,8 @@ impl Task {
 /// One channel's life.
 struct Subscription<'a> {
     task: &'a Task,
+    /// The link it is on.
+    generation: u64,
     number: u64,
     channel: Channel,
     acks: Acks,
@@ -433,7 +436,9 @@ impl Subscription<'_> {
                     }
                 },
                 changed = link.changed() => {
-                    if changed.is_err() || link.borrow().is_none() {
+                    // The next link may be there before this task saw that the last one went.
+                    let lives = |up: &Arc<Link>| up.generation == self.generation;
+                    if changed.is_err() || !link.borrow().as_ref().is_some_and(lives) {
                         return Ended::Broken;
                     }
                 }
