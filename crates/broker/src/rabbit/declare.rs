@@ -27,6 +27,9 @@ use crate::{
 
 /// How long a healthy queue may take to say that it is empty.
 const PROBE_MAX: Duration = Duration::from_secs(5);
+/// How often a question is asked whose answer the client lost, and the pause between.
+const ASKED_MAX: usize = 5;
+const ASKED_PAUSE: Duration = Duration::from_millis(500);
 /// AMQP's code for "there is no such queue or exchange".
 pub(super) const NOT_FOUND: u16 = 404;
 /// AMQP's code for "it is there, and it is different".
@@ -178,11 +181,7 @@ async fn declare_over(connection: &Connection, repair: bool) -> Result<Vec<Findi
     let mut findings = find(connection).await?;
     for finding in &mut findings {
         if finding.state == State::Unusable && repair {
-            let channel = answered("a channel", connection.create_channel()).await?;
-            // Not `if_empty`: such a queue cannot say whether it is.
-            let delete =
-                channel.queue_delete(finding.name.as_str().into(), QueueDeleteOptions::default());
-            answered(&finding.name, delete).await?;
+            insisted(|| delete_queue(connection, &finding.name)).await?;
             finding.state = State::Repaired;
         }
     }
@@ -192,7 +191,7 @@ async fn declare_over(connection: &Connection, repair: bool) -> Result<Vec<Findi
     {
         return Ok(findings);
     }
-    all(connection).await?;
+    insisted(|| all(connection)).await?;
     for finding in &mut findings {
         if finding.state == State::Missing {
             finding.state = State::Fine;
@@ -229,17 +228,7 @@ async fn find(connection: &Connection) -> Result<Vec<Finding>, DeclareError> {
     }
     for queue in topology::queues() {
         let name = &queue.name;
-        let channel = answered("a channel", connection.create_channel()).await?;
-        let state = match answered(name, passive_queue(&channel, name)).await {
-            Err(error) => {
-                is_missing(Err::<(), _>(error))?;
-                State::Missing
-            }
-            Ok(depth) => match compared("queue", name, declare_queue(&channel, &queue)).await? {
-                State::Fine if depth == 0 && !answers(connection, name).await? => State::Unusable,
-                state => state,
-            },
-        };
+        let state = insisted(|| find_queue(connection, &queue)).await?;
         findings.push(Finding {
             kind: "queue",
             name: name.clone(),
@@ -247,6 +236,53 @@ async fn find(connection: &Connection) -> Result<Vec<Finding>, DeclareError> {
         });
     }
     Ok(findings)
+}
+
+/// How one queue is. Changes nothing but what is missing in the table's own words.
+async fn find_queue(connection: &Connection, queue: &BoundQueue) -> Result<State, DeclareError> {
+    let name = &queue.name;
+    let channel = answered("a channel", connection.create_channel()).await?;
+    match answered(name, passive_queue(&channel, name)).await {
+        Err(error) => {
+            is_missing(Err::<(), _>(error))?;
+            Ok(State::Missing)
+        }
+        Ok(depth) => match compared("queue", name, declare_queue(&channel, queue)).await? {
+            State::Fine if depth == 0 && !answers(connection, name).await? => Ok(State::Unusable),
+            state => Ok(state),
+        },
+    }
+}
+
+async fn delete_queue(connection: &Connection, name: &str) -> Result<(), DeclareError> {
+    let channel = answered("a channel", connection.create_channel()).await?;
+    // Not `if_empty`: such a queue cannot say whether it is.
+    let delete = channel.queue_delete(name.into(), QueueDeleteOptions::default());
+    answered(name, delete).await.map(drop)
+}
+
+/// Asks again, on a channel of its own, while the answer was lost.
+async fn insisted<T, F>(mut ask: impl FnMut() -> F) -> Result<T, DeclareError>
+where
+    F: Future<Output = Result<T, DeclareError>>,
+{
+    for _ in 1..ASKED_MAX {
+        match ask().await {
+            Err(error) if is_lost_answer(&error) => tokio::time::sleep(ASKED_PAUSE).await,
+            answer => return answer,
+        }
+    }
+    ask().await
+}
+
+/// The server closed the channel with its reason, and the client lost the reason: it says only
+/// that the channel is closed. Queues that come back after a kill are where it is seen. Asked
+/// again, the server says it again.
+fn is_lost_answer(error: &DeclareError) -> bool {
+    let DeclareError::Amqp { source, .. } = error else {
+        return false;
+    };
+    matches!(source.kind(), lapin::ErrorKind::InvalidChannelState(..))
 }
 
 async fn passive_queue(channel: &Channel, name: &str) -> lapin::Result<u32> {
