@@ -13,8 +13,8 @@ use std::{
 };
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, Encode, SqlSafeStr, SqlStr, Type,
-    any::{AnyArguments, AnyConnectOptions, AnyPoolOptions},
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Encode, FromRow, SqlSafeStr, SqlStr, Type,
+    any::{AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow},
     migrate::{Migration, MigrationType, Migrator},
     pool::PoolConnection,
 };
@@ -102,6 +102,34 @@ impl Database {
             connection: self.readers.acquire().await?,
             whole: false,
         })
+    }
+
+    /// Every row of a statement that only reads.
+    pub(crate) async fn rows<R>(&self, statement: Statement) -> Result<Vec<R>, Error>
+    where
+        R: for<'r> FromRow<'r, AnyRow> + Send + Unpin,
+    {
+        let (sql, arguments) = statement.parts();
+        let mut lease = self.read().await?;
+        let rows = sqlx::query_as_with(sql, arguments)
+            .fetch_all(&mut *lease)
+            .await?;
+        lease.release();
+        Ok(rows)
+    }
+
+    /// The row of a statement that only reads, where there is one.
+    pub(crate) async fn row<R>(&self, statement: Statement) -> Result<Option<R>, Error>
+    where
+        R: for<'r> FromRow<'r, AnyRow> + Send + Unpin,
+    {
+        let (sql, arguments) = statement.parts();
+        let mut lease = self.read().await?;
+        let row = sqlx::query_as_with(sql, arguments)
+            .fetch_optional(&mut *lease)
+            .await?;
+        lease.release();
+        Ok(row)
     }
 
     /// A connection with a transaction begun. SQLite takes its write lock now, because a

@@ -102,12 +102,7 @@ impl Store {
             statement
                 .text(" ORDER BY died_at DESC, id DESC LIMIT ")
                 .value(wanted.fetch())?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let rows: Vec<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_all(&mut *lease)
-                .await?;
-            lease.release();
+            let rows: Vec<Row> = self.database().rows(statement).await?;
             wanted.page(
                 rows,
                 |row| Cursor {
@@ -132,12 +127,7 @@ impl Store {
                  WHERE document IS NOT NULL AND id = ",
             );
             statement.value(id.as_str())?.sight(sight)?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let row: Option<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_optional(&mut *lease)
-                .await?;
-            lease.release();
+            let row: Option<Row> = self.database().row(statement).await?;
             row.map(read).transpose()
         })
         .await

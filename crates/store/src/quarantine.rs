@@ -108,12 +108,7 @@ impl Store {
             statement
                 .text(" ORDER BY first_seen DESC, id DESC LIMIT ")
                 .value(wanted.fetch())?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let rows: Vec<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_all(&mut *lease)
-                .await?;
-            lease.release();
+            let rows: Vec<Row> = self.database().rows(statement).await?;
             wanted.page(
                 rows,
                 |row| Cursor {
@@ -133,12 +128,7 @@ impl Store {
             statement
                 .text(" AND id = ")
                 .value(id.replace('\0', "\u{fffd}"))?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let row: Option<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_optional(&mut *lease)
-                .await?;
-            lease.release();
+            let row: Option<Row> = self.database().row(statement).await?;
             row.map(read).transpose()
         })
         .await

@@ -118,12 +118,7 @@ impl Store {
             statement
                 .text(" ORDER BY created LIMIT ")
                 .value(wanted.fetch())?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let rows: Vec<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_all(&mut *lease)
-                .await?;
-            lease.release();
+            let rows: Vec<Row> = self.database().rows(statement).await?;
             let keys = self.keys();
             let place = |row: &Row| Cursor {
                 at: row.4,

@@ -82,12 +82,7 @@ impl Store {
             statement
                 .text(" ORDER BY created_at, id LIMIT ")
                 .value(wanted.fetch())?;
-            let (sql, arguments) = statement.parts();
-            let mut lease = self.database().read().await?;
-            let rows: Vec<Row> = sqlx::query_as_with(sql, arguments)
-                .fetch_all(&mut *lease)
-                .await?;
-            lease.release();
+            let rows: Vec<Row> = self.database().rows(statement).await?;
             wanted.page(
                 rows,
                 |row| Cursor {
