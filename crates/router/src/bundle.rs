@@ -18,19 +18,25 @@ use event::{
     delivery::{Bundle, Item, Recipient},
 };
 use jiff::Timestamp;
+use prometheus::IntCounter;
 
-/// The message some parts were made from. Acknowledged when the last of them is confirmed.
+/// The message some parts were made from. Acknowledged when the last of them is confirmed, and
+/// its events count as routed then.
 #[derive(Debug)]
 pub(crate) struct Source {
     ticket: std::sync::Mutex<Option<Ticket>>,
     open: AtomicUsize,
+    events: u64,
+    routed: IntCounter,
 }
 
 impl Source {
-    pub(crate) fn new(ticket: Ticket) -> Arc<Self> {
+    pub(crate) fn new(ticket: Ticket, events: usize, routed: &IntCounter) -> Arc<Self> {
         Arc::new(Self {
             ticket: std::sync::Mutex::new(Some(ticket)),
             open: AtomicUsize::new(1),
+            events: events as u64,
+            routed: routed.clone(),
         })
     }
 
@@ -56,6 +62,7 @@ impl Source {
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .take();
             if let Some(ticket) = ticket {
+                self.routed.inc_by(self.events);
                 ticket.ack();
             }
         }
@@ -209,10 +216,12 @@ mod tests {
 
     fn source() -> (Arc<Source>, Arc<AtomicBool>) {
         let acked = Arc::new(AtomicBool::new(false));
-        (
-            Source::new(Ticket::new(Box::new(Acked(acked.clone())))),
-            acked,
-        )
+        let ticket = Ticket::new(Box::new(Acked(acked.clone())));
+        (Source::new(ticket, 1, &counter()), acked)
+    }
+
+    fn counter() -> IntCounter {
+        IntCounter::new("routed", "Events.").expect("a counter")
     }
 
     fn event(data_bytes: usize) -> Event {
@@ -247,7 +256,7 @@ mod tests {
     fn what_the_broker_hands_out_again_is_left_out() {
         let mut waiting = Waiting::new(10, 1 << 20);
         let now = Timestamp::UNIX_EPOCH;
-        let void = || Source::new(Ticket::new(Box::new(Void)));
+        let void = || Source::new(Ticket::new(Box::new(Void)), 1, &counter());
         for source in [void(), source().0, void(), source().0, void()] {
             waiting.add(event(10), ids(1), 1, now, &source);
         }
@@ -271,7 +280,9 @@ mod tests {
     #[test]
     fn a_source_is_acked_after_its_last_part_and_not_before() {
         let mut waiting = Waiting::new(10, 1 << 20);
-        let (source, acked) = source();
+        let (acked, routed) = (Arc::new(AtomicBool::new(false)), counter());
+        let ticket = Ticket::new(Box::new(Acked(acked.clone())));
+        let source = Source::new(ticket, 2, &routed);
         waiting.add(event(10), ids(25), 1, Timestamp::UNIX_EPOCH, &source);
         source.release();
         let bundles: Vec<_> = std::iter::from_fn(|| waiting.pack()).collect();
@@ -283,13 +294,11 @@ mod tests {
             .sum();
         assert_eq!(recipients, 25);
         for (confirmed, packed) in bundles.iter().enumerate() {
-            assert!(
-                !acked.load(Ordering::SeqCst),
-                "acked after {confirmed} of 3"
-            );
+            let so_far = (acked.load(Ordering::SeqCst), routed.get());
+            assert_eq!(so_far, (false, 0), "after {confirmed} of 3");
             packed.sources.iter().for_each(|source| source.release());
         }
-        assert!(acked.load(Ordering::SeqCst));
+        assert_eq!((acked.load(Ordering::SeqCst), routed.get()), (true, 2));
     }
 
     #[test]

@@ -132,6 +132,8 @@ async fn first_snapshot(feed: &Feed, stop: &CancellationToken) -> Option<Arc<Sna
     }
 }
 
+type Watch = tokio::sync::watch::Receiver<Option<Arc<Snapshot>>>;
+
 struct Router {
     table: MatchTable,
     publisher: Arc<dyn Publish>,
@@ -160,10 +162,10 @@ impl Router {
                     stopping = true;
                     consumer.stop().await;
                 }
-                Ok(()) = watch.changed() => self.follow(watch.borrow_and_update().clone()),
+                Ok(()) = watch.changed() => self.follow(&mut watch),
                 Some(()) = self.sending.next(), if !self.sending.is_empty() => {}
                 message = consumer.next(), if room => match message {
-                    Some(message) => self.take_ready(message, &mut *consumer),
+                    Some(message) => self.take_ready(message, &mut *consumer, &mut watch),
                     None if stopping => break,
                     None => return Err(Error),
                 },
@@ -176,8 +178,8 @@ impl Router {
         Ok(())
     }
 
-    fn follow(&mut self, snapshot: Option<Arc<Snapshot>>) {
-        if let Some(snapshot) = snapshot {
+    fn follow(&mut self, watch: &mut Watch) {
+        if let Some(snapshot) = watch.borrow_and_update().clone() {
             self.table = self.table.advance(snapshot);
             debug!(
                 revision = self.table.revision(),
@@ -187,19 +189,24 @@ impl Router {
     }
 
     /// Takes a message and those that are ready behind it, up to what some bundles can hold.
-    fn take_ready(&mut self, first: Received, consumer: &mut dyn Consume) {
+    fn take_ready(&mut self, first: Received, consumer: &mut dyn Consume, watch: &mut Watch) {
         const READY_MAX: usize = 256;
-        self.take(first);
+        self.take(first, watch);
         for _ in 1..READY_MAX {
             match consumer.next().now_or_never() {
-                Some(Some(message)) => self.take(message),
+                Some(Some(message)) => self.take(message, watch),
                 // The end is seen again, and judged, by the next call.
                 Some(None) | None => break,
             }
         }
     }
 
-    fn take(&mut self, message: Received) {
+    fn take(&mut self, message: Received, watch: &mut Watch) {
+        // With the message in hand, however long this thread stood still before: what was
+        // published after a change was seen in this process is matched with that change.
+        if watch.has_changed().unwrap_or(false) {
+            self.follow(watch);
+        }
         let now = Timestamp::now();
         if message.redelivered {
             self.metrics.redelivered.inc();
@@ -213,7 +220,7 @@ impl Router {
                 if !counted {
                     self.metrics.accepted.inc_by(events.len() as u64);
                 }
-                let source = Source::new(message.ticket);
+                let source = Source::new(message.ticket, events.len(), &self.metrics.routed);
                 for event in events {
                     self.route(event, now, &source);
                 }
@@ -229,7 +236,6 @@ impl Router {
             event_id = %event.id, tenant = %event.tenant, r#type = %event.kind, matched = to.len(),
             "event routed"
         );
-        self.metrics.routed.inc();
         if to.is_empty() {
             self.metrics.unmatched.inc();
         } else {

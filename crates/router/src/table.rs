@@ -123,7 +123,7 @@ impl Listeners {
         // A tenant has far fewer subscriptions than u32 can count; the rest would not fit memory.
         for (index, subscription) in (0_u32..).zip(&members) {
             listeners.ids.push(subscription.id.clone());
-            for selector in &subscription.events {
+            for selector in subscription.selectors().iter() {
                 listeners.listen(index, selector);
             }
         }
@@ -296,7 +296,7 @@ mod tests {
             let got: BTreeSet<_> = table.matching(&event).into_iter().collect();
             let want: BTreeSet<_> = subs
                 .iter()
-                .filter(|one| one.subscription.events.iter().any(|entry| entry.matches(&event)))
+                .filter(|one| one.subscription.selectors().iter().any(|entry| entry.matches(&event)))
                 .map(|one| one.subscription.id.clone())
                 .collect();
             prop_assert_eq!(got, want);
