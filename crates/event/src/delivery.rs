@@ -45,7 +45,10 @@ pub struct Recipient {
     /// Attempts made so far in this run. Parking is not an attempt.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts: u32,
-    /// How often the delivery has been redriven by a person.
+    /// Why it is made.
+    #[serde(default, skip_serializing_if = "Purpose::is_live")]
+    pub purpose: Purpose,
+    /// How often the delivery has been redriven or replayed by a person.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub run: u32,
     /// How often in a row it was parked: the endpoint could not take it, or is paused.
@@ -57,6 +60,36 @@ pub struct Recipient {
     /// The latest attempts, oldest first, at most [`HISTORY_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<AttemptRecord>,
+}
+
+/// Why a delivery is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// The event happened.
+    #[default]
+    Live,
+    /// A person asked for an example (`POST /v1/subscriptions/{id}/test`): no filter applies, one
+    /// attempt is made, and no dead letter remains.
+    Test,
+    /// A person asked for it again: a redrive, a retry, a replay or a backfill.
+    Replay,
+}
+
+impl Purpose {
+    /// Whether nobody asked for it.
+    pub fn is_live(&self) -> bool {
+        *self == Self::Live
+    }
+
+    /// The word in headers, records and logs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Test => "test",
+            Self::Replay => "replay",
+        }
+    }
 }
 
 /// How many attempts a delivery remembers in its parcel.
@@ -72,6 +105,7 @@ impl Recipient {
         Self {
             subscription,
             attempts: 0,
+            purpose: Purpose::Live,
             run: 0,
             parked: 0,
             due: None,

@@ -12,6 +12,7 @@ pub mod event;
 pub mod fault;
 pub mod filter;
 pub mod id;
+pub mod log;
 pub mod reason;
 pub mod retry;
 mod scan;

@@ -4,10 +4,11 @@
 //! what a person wrote, or read back from our own store. It holds no secret; those are
 //! [`crate::secret::SigningKeys`], kept beside it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     id::{SubscriptionId, Tenant},
@@ -20,6 +21,7 @@ mod headers;
 mod parse;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 pub use parse::{parse_new, parse_patch};
 
@@ -36,8 +38,12 @@ pub struct Subscription {
     pub target_url: String,
     /// How deliveries are written.
     pub dialect: String,
-    /// What it listens to; never empty, at most 100 entries.
-    pub events: Vec<Selector>,
+    /// What it listens to, in the words it was written in: canonical selectors or the dialect's
+    /// own. Never empty, at most 100 entries.
+    pub events: Vec<String>,
+    /// What those words mean, for the router; empty where they are selectors themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<Selector>,
     /// What it does not want of that. Applied in the deliverer.
     pub filter: FilterSpec,
     /// How much of the record is sent.
@@ -62,6 +68,26 @@ pub struct Subscription {
     pub updated_at: Timestamp,
     /// The store's revision of its last change: grows over all subscriptions together.
     pub revision: u64,
+    /// The dialect's own parameters (`type`, `status`, `loading_mode`, `actions`, …), as written
+    /// beside `events` and shown back there.
+    #[serde(flatten)]
+    pub parameters: BTreeMap<String, Value>,
+}
+
+impl Subscription {
+    /// What the router matches by. An entry that can no longer be read matches nothing; none can
+    /// be stored.
+    pub fn selectors(&self) -> Cow<'_, [Selector]> {
+        if self.matches.is_empty() {
+            let parsed = self
+                .events
+                .iter()
+                .filter_map(|word| Selector::parse(word).ok());
+            Cow::Owned(parsed.collect())
+        } else {
+            Cow::Borrowed(&self.matches)
+        }
+    }
 }
 
 /// Whether deliveries are made or held.
@@ -178,8 +204,8 @@ pub enum Ordering {
 pub struct Rules<'a> {
     /// Where deliveries may go.
     pub target: &'a TargetRules,
-    /// The dialects there are.
-    pub dialects: &'a [&'a str],
+    /// The dialects there are, and what is said in each.
+    pub dialects: &'a dyn words::Vocabulary,
     /// The tenant the caller is bound to; `None` makes `tenant` a required field.
     pub tenant: Option<&'a Tenant>,
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{
     DeliverySpec, FilterSpec, Ordering, RateLimit, Rules, SigningChoice, Subscription,
-    SubscriptionState, View, headers,
+    SubscriptionState, View, headers, words::Words,
 };
 use crate::{
     event::EVENT_BYTES_MAX,
@@ -21,7 +21,6 @@ use crate::{
     retry::RetryPolicy,
     scan,
     secret::{SigningKey, SigningKind},
-    selector::Selector,
 };
 
 /// What a person may write.
@@ -49,8 +48,9 @@ const DELIVERY_FIELDS: [&str; 5] = [
     "ordering",
 ];
 /// What only we write.
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
     "id",
+    "matches",
     "created_at",
     "updated_at",
     "revision",
@@ -58,7 +58,6 @@ const OURS: [&str; 5] = [
 ];
 
 const NAME_CHARS_MAX: usize = 200;
-const EVENTS_MAX: usize = 100;
 const ATTRIBUTES_MAX: usize = 50;
 const ATTRIBUTE_BYTES_MAX: usize = 1024;
 const TIMEOUT_MIN: Duration = Duration::from_secs(1);
@@ -101,7 +100,9 @@ pub fn parse_new(
                 name: draft.name,
                 target_url: draft.target_url,
                 dialect: draft.dialect,
-                events: draft.events,
+                events: draft.words.events,
+                matches: draft.words.matches,
+                parameters: draft.words.parameters,
                 filter: draft.filter,
                 view: draft.view,
                 headers: draft.headers,
@@ -173,7 +174,9 @@ pub fn parse_patch(
             name: draft.name,
             target_url: draft.target_url,
             dialect: draft.dialect,
-            events: draft.events,
+            events: draft.words.events,
+            matches: draft.words.matches,
+            parameters: draft.words.parameters,
             filter: draft.filter,
             view: draft.view,
             headers: draft.headers,
@@ -245,7 +248,10 @@ fn merge(target: &mut Map<String, Value>, patch: Map<String, Value>) {
 /// A subscription as a person could have written it.
 fn writable(current: &Subscription) -> Map<String, Value> {
     let mut fields = fields_of(current);
-    fields.retain(|key, _| FIELDS.contains(&key.as_str()) && key != "tenant");
+    fields.retain(|key, _| {
+        let theirs = FIELDS.contains(&key.as_str()) || current.parameters.contains_key(key);
+        theirs && key != "tenant"
+    });
     fields
 }
 
@@ -307,7 +313,7 @@ struct Draft {
     name: String,
     target_url: String,
     dialect: String,
-    events: Vec<Selector>,
+    words: Words,
     filter: FilterSpec,
     view: View,
     headers: BTreeMap<String, String>,
@@ -334,6 +340,9 @@ impl Form<'_> {
     /// Refuses names that nobody knows, or that are not the caller's to write, unless they say
     /// what `is` says already: what was read may be changed in places and sent back whole.
     fn names(&mut self, written: &Map<String, Value>, is: &Map<String, Value>) {
+        let dialect = written.get("dialect").or_else(|| is.get("dialect"));
+        let dialect = dialect.and_then(Value::as_str).unwrap_or("standard");
+        let parameters = self.rules.dialects.parameters(dialect);
         for (key, value) in written {
             let pointer = format!("/{}", scan::segment(key));
             let ours = OURS.contains(&key.as_str()) || key == "state";
@@ -344,8 +353,9 @@ impl Form<'_> {
                 self.find(pointer, "is read-only: it is ours to set");
             } else if key == "state" {
                 self.find(pointer, "is changed by the pause and resume routes");
-            } else if !FIELDS.contains(&key.as_str()) {
-                self.unknown(pointer, key, &FIELDS);
+            } else if !FIELDS.contains(&key.as_str()) && !parameters.contains(&key.as_str()) {
+                let known: Vec<&str> = FIELDS.into_iter().chain(parameters.clone()).collect();
+                self.unknown(pointer, key, &known);
             }
         }
         for (outer, known) in [
@@ -410,14 +420,20 @@ impl Form<'_> {
             Some(value) => self.dialect(value),
             None => Some("standard".into()),
         };
-        let events = self.events(written.get("events"));
+        // With a dialect that is not known the words are still looked at, as canonical ones.
+        let words = self.words(dialect.as_deref().unwrap_or("standard"), written);
         let filter = match written.get("filter") {
             Some(value) => self.filter(value),
             None => Some(FilterSpec::default()),
         };
         let view = match written.get("view") {
             Some(value) => self.view(value),
-            None => Some(View::default()),
+            None => Some(
+                words
+                    .as_ref()
+                    .and_then(|words| words.view)
+                    .unwrap_or_default(),
+            ),
         };
         let headers = match written.get("headers") {
             Some(value) => self.headers(value),
@@ -430,15 +446,17 @@ impl Form<'_> {
         if let Some(value) = written.get("redact") {
             self.redact(value);
         }
+        let usual = words.as_ref().map(|words| words.delivery.clone());
+        let usual = usual.unwrap_or_default();
         let delivery = match written.get("delivery") {
-            Some(value) => self.delivery(value),
-            None => Some(DeliverySpec::default()),
+            Some(value) => self.delivery(value, usual),
+            None => Some(usual),
         };
         Some(Draft {
             name: name?,
             target_url: target_url?,
             dialect: dialect?,
-            events: events?,
+            words: words?,
             filter: filter?,
             view: view?,
             headers: headers?,
@@ -483,8 +501,9 @@ impl Form<'_> {
 
     fn dialect(&mut self, value: &Value) -> Option<String> {
         let name = self.text("/dialect", value)?;
-        if !self.rules.dialects.contains(&name) {
-            let near = did_you_mean(name, self.rules.dialects.iter().copied());
+        let known = self.rules.dialects.names();
+        if !known.contains(&name) {
+            let near = did_you_mean(name, known);
             self.find(
                 "/dialect",
                 format!("unknown dialect `{}`{near}", shown(name, 64)),
@@ -494,47 +513,15 @@ impl Form<'_> {
         Some(name.into())
     }
 
-    fn events(&mut self, value: Option<&Value>) -> Option<Vec<Selector>> {
-        let entries = match value {
-            Some(Value::Array(entries)) => entries,
-            Some(other) => {
-                self.wrong_kind("/events", "an array such as [\"appointment.*\"]", other);
-                return None;
-            }
-            None => {
-                self.find(
-                    "/events",
-                    "is required, for example [\"appointment.*\"] or [\"*\"]",
-                );
-                return None;
-            }
-        };
-        if entries.is_empty() || entries.len() > EVENTS_MAX {
-            let got = entries.len();
-            self.find(
-                "/events",
-                format!("must have 1 to {EVENTS_MAX} entries, got {got}"),
-            );
-            return None;
-        }
-        let mut events = Vec::with_capacity(entries.len());
-        for (n, entry) in entries.iter().enumerate() {
-            let pointer = format!("/events/{n}");
-            let Some(text) = self.text(&pointer, entry) else {
-                continue;
-            };
-            let parsed = match text.strip_prefix("client.") {
-                // The synonym that services know the customer by.
-                Some(action) => Selector::parse(&format!("customer.{action}")),
-                None => Selector::parse(text),
-            };
-            match parsed {
-                Ok(selector) if events.contains(&selector) => {}
-                Ok(selector) => events.push(selector),
-                Err(bad) => self.find(pointer, bad.0),
+    /// What it listens to, in the dialect's words.
+    fn words(&mut self, dialect: &str, written: &Map<String, Value>) -> Option<Words> {
+        match self.rules.dialects.read(dialect, written) {
+            Ok(words) => Some(words),
+            Err(faults) => {
+                self.faults.extend(faults);
+                None
             }
         }
-        Some(events)
     }
 
     fn filter(&mut self, value: &Value) -> Option<FilterSpec> {
@@ -658,9 +645,9 @@ impl Form<'_> {
         }
     }
 
-    fn delivery(&mut self, value: &Value) -> Option<DeliverySpec> {
+    fn delivery(&mut self, value: &Value, usual: DeliverySpec) -> Option<DeliverySpec> {
         let fields = self.object("/delivery", value)?;
-        let mut spec = DeliverySpec::default();
+        let mut spec = usual;
         if let Some(value) = fields.get("timeout") {
             let range = TIMEOUT_MIN..=TIMEOUT_MAX;
             let parsed = value
@@ -809,14 +796,7 @@ impl Form<'_> {
     }
 
     fn wrong_kind(&mut self, pointer: &str, wanted: &str, got: &Value) {
-        let got = match got {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
-        };
+        let got = scan::kind_of(got);
         self.find(pointer, format!("must be {wanted}, got {got}"));
     }
 }

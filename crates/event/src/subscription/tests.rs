@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::*;
+use super::{words::Canonical, *};
 use crate::Refusal;
 
-const DIALECTS: &[&str] = &["standard", "vagaro"];
+const DIALECTS: &Canonical<'_> = &Canonical(&["standard", "vagaro"]);
 
 fn now() -> Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
