@@ -25,6 +25,10 @@ pub enum Route {
     Dead,
     /// Messages that can never be processed.
     Quarantine,
+    /// Events that were routed, for the recorder.
+    Archive,
+    /// What became of deliveries, for the recorder.
+    Log,
 }
 
 /// The routing key of a parcel that holds several events (a JSON array of events), published by
@@ -46,6 +50,22 @@ pub enum Queue {
     Dead,
     /// Quarantined messages.
     Quarantine,
+    /// Routed events.
+    Archive,
+    /// Outcomes of deliveries.
+    Log,
+}
+
+impl Queue {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Inbox,
+        Self::Deliver,
+        Self::Dead,
+        Self::Quarantine,
+        Self::Archive,
+        Self::Log,
+    ];
 }
 
 /// A message on its way out of a stage.

@@ -77,6 +77,10 @@ pub const RETRY: &str = "postrider.retry";
 pub const DEAD: &str = "postrider.dead";
 /// The exchange and the queue of what can never be processed.
 pub const QUARANTINE: &str = "postrider.quarantine";
+/// The exchange and the queue of routed events, for the recorder.
+pub const ARCHIVE: &str = "postrider.archive";
+/// The exchange and the queue of what became of deliveries, for the recorder.
+pub const LOG: &str = "postrider.log";
 /// Everybody's alternate exchange.
 pub const UNROUTABLE: &str = "postrider.unroutable";
 /// The router's queue.
@@ -95,7 +99,7 @@ pub const RETURNS_MAX: u32 = 64;
 const RETURNS_MAX_AT_THE_END: i64 = 1_000_000;
 
 /// All exchanges. The alternate comes first: others name it.
-pub const EXCHANGES: [Exchange; 6] = [
+pub const EXCHANGES: [Exchange; 8] = [
     Exchange {
         name: UNROUTABLE,
         kind: Kind::Fanout,
@@ -108,6 +112,16 @@ pub const EXCHANGES: [Exchange; 6] = [
     },
     Exchange {
         name: DEAD,
+        kind: Kind::Fanout,
+        alternate: Some(UNROUTABLE),
+    },
+    Exchange {
+        name: ARCHIVE,
+        kind: Kind::Fanout,
+        alternate: Some(UNROUTABLE),
+    },
+    Exchange {
+        name: LOG,
         kind: Kind::Fanout,
         alternate: Some(UNROUTABLE),
     },
@@ -142,6 +156,8 @@ pub fn queues() -> Vec<BoundQueue> {
     let mut all = vec![
         plain(QUARANTINE, QUARANTINE, "", RETURNS_MAX_AT_THE_END),
         plain(DEAD, DEAD, "", RETURNS_MAX_AT_THE_END),
+        plain(ARCHIVE, ARCHIVE, "", RETURNS_MAX_AT_THE_END),
+        plain(LOG, LOG, "", RETURNS_MAX_AT_THE_END),
         plain(DELIVER, DELIVER, DELIVER, i64::from(RETURNS_MAX)),
         plain(INBOX, EVENTS, "#", i64::from(RETURNS_MAX)),
     ];
@@ -188,6 +204,8 @@ pub fn queue_name(queue: Queue) -> &'static str {
         Queue::Deliver => DELIVER,
         Queue::Dead => DEAD,
         Queue::Quarantine => QUARANTINE,
+        Queue::Archive => ARCHIVE,
+        Queue::Log => LOG,
     }
 }
 

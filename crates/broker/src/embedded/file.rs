@@ -16,7 +16,7 @@ const LOG_MAX_BYTES: u32 = 64 << 20;
 /// Memory for SQLite's own pages.
 const CACHE_KIB: u32 = 16 << 10;
 /// The tables' layout; a file with another one is refused.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 
 /// Where a row is. `Later` holds what [`Queue::Deliver`] shall not hand out yet; it stays there
 /// when it is due, so that nothing is written twice.
@@ -27,15 +27,19 @@ pub(super) enum Table {
     Later,
     Dead,
     Quarantine,
+    Archive,
+    Log,
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Inbox,
         Self::Deliver,
         Self::Later,
         Self::Dead,
         Self::Quarantine,
+        Self::Archive,
+        Self::Log,
     ];
 
     pub(super) fn queue(self) -> Queue {
@@ -44,6 +48,8 @@ impl Table {
             Self::Deliver | Self::Later => Queue::Deliver,
             Self::Dead => Queue::Dead,
             Self::Quarantine => Queue::Quarantine,
+            Self::Archive => Queue::Archive,
+            Self::Log => Queue::Log,
         }
     }
 
@@ -54,6 +60,8 @@ impl Table {
             Self::Later => "later",
             Self::Dead => "dead",
             Self::Quarantine => "quarantine",
+            Self::Archive => "archive",
+            Self::Log => "log",
         }
     }
 

@@ -106,7 +106,7 @@ pub(super) fn free_places(settled: &[Settled]) {
 /// All queues of one broker.
 #[derive(Debug)]
 pub(super) struct Shelves {
-    shelves: [Shelf; 4],
+    shelves: [Shelf; 6],
     settled: Mutex<Vec<Settled>>,
     delayed: AtomicU64,
     queue_max: u64,
@@ -161,7 +161,7 @@ impl Shelves {
             changed: Notify::new(),
         };
         Self {
-            shelves: [Queue::Inbox, Queue::Deliver, Queue::Dead, Queue::Quarantine].map(shelf),
+            shelves: Queue::ALL.map(shelf),
             settled: Mutex::default(),
             delayed: AtomicU64::new(0),
             queue_max,
@@ -174,6 +174,8 @@ impl Shelves {
             Queue::Deliver => 1,
             Queue::Dead => 2,
             Queue::Quarantine => 3,
+            Queue::Archive => 4,
+            Queue::Log => 5,
         }]
     }
 

@@ -138,7 +138,7 @@ impl Writer {
             settled: Vec::new(),
             settle_at: None,
             retry_at: None,
-            refills: vec![Queue::Inbox, Queue::Deliver, Queue::Dead, Queue::Quarantine],
+            refills: Queue::ALL.to_vec(),
             closed: None,
             _lock: lock,
         })
@@ -522,6 +522,8 @@ fn own_table(queue: Queue) -> Table {
         Queue::Deliver => Table::Deliver,
         Queue::Dead => Table::Dead,
         Queue::Quarantine => Table::Quarantine,
+        Queue::Archive => Table::Archive,
+        Queue::Log => Table::Log,
     }
 }
 
@@ -549,6 +551,8 @@ fn address(parcel: &mut Parcel, now: i64) -> (Table, String, i64) {
         }
         Route::Dead => (Table::Dead, format!("{}/", topology::DEAD), 0),
         Route::Quarantine => (Table::Quarantine, format!("{}/", topology::QUARANTINE), 0),
+        Route::Archive => (Table::Archive, format!("{}/", topology::ARCHIVE), 0),
+        Route::Log => (Table::Log, format!("{}/", topology::LOG), 0),
     }
 }
 

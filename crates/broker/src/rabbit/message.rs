@@ -90,6 +90,8 @@ fn address(route: &Route, now: SystemTime) -> (&'static str, ShortString, Option
         },
         Route::Dead => (topology::DEAD, "".into(), None),
         Route::Quarantine => (topology::QUARANTINE, "".into(), None),
+        Route::Archive => (topology::ARCHIVE, "".into(), None),
+        Route::Log => (topology::LOG, "".into(), None),
     }
 }
 
