@@ -328,11 +328,10 @@ fn shown(subscription: &Shown<'_>) -> Response {
 }
 
 fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules<'_>) -> T) -> T {
-    let dialects = app.dialects.names();
     let tenant = caller.0.tenant.as_ref();
     read(&Rules {
         target: &app.rules,
-        dialects: &dialects,
+        dialects: &*app.dialects,
         tenant,
     })
 }

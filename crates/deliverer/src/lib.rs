@@ -403,12 +403,8 @@ impl Deliverer {
         let subscription = lane.subscription();
         let rendered = self
             .dialects
-            .render(
-                &subscription.dialect,
-                &delivery.event,
-                subscription.view,
-                subscription,
-            )
+            .speaker(subscription)
+            .and_then(|speaker| speaker.render(&delivery.event, None, subscription))
             .map_err(|error| error.to_string())?;
         let id = delivery.event.id.as_str();
         let signature = lane.signer.sign(id, now, &rendered.body);

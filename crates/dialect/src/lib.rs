@@ -4,17 +4,25 @@
 //! delivery asks [`Dialects::render`] for the request's body and signs what it gets.
 #![warn(missing_docs)]
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use event::{Event, Subscription, subscription::View};
+use event::{
+    Event, Fault, Subscription,
+    filter::Stopped,
+    subscription::{
+        View,
+        words::{Canonical, Vocabulary, Words},
+    },
+};
+use serde_json::{Map, Value, value::RawValue};
 
 mod standard;
 
 /// All dialects a process knows, by name.
 #[derive(Debug)]
 pub struct Dialects {
-    by_name: BTreeMap<Cow<'static, str>, Dialect>,
+    by_name: BTreeMap<Cow<'static, str>, Arc<Dialect>>,
 }
 
 /// How one dialect writes a delivery.
@@ -24,10 +32,30 @@ struct Dialect {
     /// Sent with every delivery, under the names given here.
     headers: Vec<(String, String)>,
     body: Write,
+    policy: Policy,
 }
 
 /// Writes the body, and says which view really went into it.
-type Write = fn(&Event, View) -> Result<(Vec<u8>, View), RenderError>;
+type Write = fn(&Event, View, Loaded<'_>) -> Result<(Vec<u8>, View), RenderError>;
+
+/// A view that was fetched because the event lacks it, with its text.
+pub type Loaded<'a> = Option<(View, &'a RawValue)>;
+
+/// What a dialect's platform promises about deliveries, beside the defaults that a new
+/// subscription takes from it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Statuses after which no attempt is made again: the delivery is dead as `refused`.
+    pub not_retried: Vec<u16>,
+}
+
+/// One subscription's way of saying things: made once per revision of a subscription, used for
+/// each of its deliveries.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    dialect: Arc<Dialect>,
+    wanted: View,
+}
 
 /// A delivery as it will be sent, before it is signed.
 #[derive(Debug, Clone)]
@@ -61,9 +89,10 @@ impl Dialects {
             content_type: Cow::Borrowed("application/json"),
             headers: Vec::new(),
             body: standard::body,
+            policy: Policy::default(),
         };
         Self {
-            by_name: BTreeMap::from([(Cow::Borrowed("standard"), standard)]),
+            by_name: BTreeMap::from([(Cow::Borrowed("standard"), Arc::new(standard))]),
         }
     }
 
@@ -72,27 +101,73 @@ impl Dialects {
         self.by_name.keys().map(AsRef::as_ref).collect()
     }
 
-    /// Writes `event` in the dialect `name` for `subscription`, with the `wanted` view where the
-    /// event has it.
-    pub fn render(
-        &self,
-        name: &str,
-        event: &Event,
-        wanted: View,
-        // `standard` says the same to everybody; a dialect with parameters reads them from here.
-        _subscription: &Subscription,
-    ) -> Result<Rendered, RenderError> {
+    /// How `subscription` is spoken to.
+    pub fn speaker(&self, subscription: &Subscription) -> Result<Speaker, RenderError> {
+        let name = subscription.dialect.as_str();
         let dialect = self
             .by_name
             .get(name)
             .ok_or_else(|| RenderError::UnknownDialect(name.into()))?;
-        let (body, view_sent) = (dialect.body)(event, wanted)?;
+        Ok(Speaker {
+            dialect: dialect.clone(),
+            wanted: subscription.view,
+        })
+    }
+}
+
+impl Vocabulary for Dialects {
+    fn names(&self) -> Vec<&str> {
+        self.names()
+    }
+
+    fn parameters(&self, _dialect: &str) -> Vec<&str> {
+        Vec::new()
+    }
+
+    fn read(&self, dialect: &str, written: &Map<String, Value>) -> Result<Words, Vec<Fault>> {
+        Canonical(&[dialect]).read(dialect, written)
+    }
+}
+
+impl Speaker {
+    /// Whether the subscription's own words, with their parameters, want this event and the
+    /// dialect has a name for it. The filter of the subscription is judged apart from this.
+    pub fn judge(&self, _event: &Event) -> Result<(), Stopped> {
+        Ok(())
+    }
+
+    /// The view that has to be fetched before the event can be written as the subscription wants
+    /// it; `None` where the event carries it, or the event has no views (a deletion).
+    pub fn missing_view(&self, event: &Event) -> Option<View> {
+        let has = match self.wanted {
+            View::Basic => event.changes.is_some(),
+            View::Full => event.data.is_some(),
+            View::Extended => event.details.is_some(),
+        };
+        (!has && event.subject.is_none()).then_some(self.wanted)
+    }
+
+    /// Writes `event` for `subscription` (the one that this speaker was made for), with the view
+    /// that was fetched where one was.
+    pub fn render(
+        &self,
+        event: &Event,
+        loaded: Loaded<'_>,
+        // `standard` says the same to everybody; others read names, attributes and parameters.
+        _subscription: &Subscription,
+    ) -> Result<Rendered, RenderError> {
+        let (body, view_sent) = (self.dialect.body)(event, self.wanted, loaded)?;
         Ok(Rendered {
             body: body.into(),
-            content_type: dialect.content_type.clone(),
-            headers: dialect.headers.clone(),
+            content_type: self.dialect.content_type.clone(),
+            headers: self.dialect.headers.clone(),
             view_sent,
         })
+    }
+
+    /// What the dialect's platform promises about deliveries.
+    pub fn policy(&self) -> &Policy {
+        &self.dialect.policy
     }
 }
 

@@ -5,13 +5,20 @@
 
 use event::{Event, subscription::View};
 
-use crate::RenderError;
+use crate::{Loaded, RenderError};
 
 /// Room for everything of the body that is not the view: three keys, a type and a time.
 const FRAME_BYTES: usize = 256;
 
-pub(crate) fn body(event: &Event, wanted: View) -> Result<(Vec<u8>, View), RenderError> {
-    let (view, view_sent) = view(event, wanted)?;
+pub(crate) fn body(
+    event: &Event,
+    wanted: View,
+    loaded: Loaded<'_>,
+) -> Result<(Vec<u8>, View), RenderError> {
+    let (view, view_sent) = match loaded {
+        Some((view, text)) => (text.get().into(), view),
+        None => view(event, wanted)?,
+    };
     let mut body = Vec::with_capacity(FRAME_BYTES + view.len());
     // An event type has only letters, digits, `_` and one dot, and RFC 3339 no quote either:
     // neither needs escaping.

@@ -17,6 +17,14 @@ fn event(fields: Value) -> Event {
     serde_json::from_str(&whole.to_string()).expect("an event")
 }
 
+fn subscription_in(dialect: &str, view: View) -> Subscription {
+    Subscription {
+        dialect: dialect.into(),
+        view,
+        ..subscription()
+    }
+}
+
 fn subscription() -> Subscription {
     serde_json::from_value(json!({
         "id": "sub_1", "tenant": "t", "name": "", "target_url": "https://example.com/",
@@ -30,7 +38,8 @@ fn subscription() -> Subscription {
 #[track_caller]
 fn check(event: &Event, wanted: View, body: &str, view_sent: View) {
     let rendered = Dialects::builtin()
-        .render("standard", event, wanted, &subscription())
+        .speaker(&subscription_in("standard", wanted))
+        .and_then(|speaker| speaker.render(event, None, &subscription()))
         .expect("it renders");
     assert_eq!(std::str::from_utf8(&rendered.body), Ok(body));
     assert_eq!(rendered.view_sent, view_sent);
@@ -86,13 +95,15 @@ fn what_cannot_be_said_is_named() {
     let bare = event(json!({}));
     assert_eq!(
         dialects
-            .render("standard", &bare, View::Full, &subscription())
+            .speaker(&subscription_in("standard", View::Full))
+            .and_then(|speaker| speaker.render(&bare, None, &subscription()))
             .unwrap_err(),
         RenderError::NothingToSend
     );
     assert_eq!(
         dialects
-            .render("klingon", &bare, View::Full, &subscription())
+            .speaker(&subscription_in("klingon", View::Full))
+            .and_then(|speaker| speaker.render(&bare, None, &subscription()))
             .unwrap_err(),
         RenderError::UnknownDialect("klingon".into())
     );
@@ -126,7 +137,7 @@ proptest! {
         }
         let wanted = if basic { View::Basic } else { View::Full };
         let rendered = Dialects::builtin()
-            .render("standard", &event(fields.clone()), wanted, &subscription())
+            .speaker(&subscription_in("standard", wanted)).and_then(|speaker| speaker.render(&event(fields.clone()), None, &subscription()))
             .expect("it renders");
         let body: Value = serde_json::from_slice(&rendered.body).expect("json");
         let said = if rendered.view_sent == View::Basic { &fields["changes"] } else { &data };

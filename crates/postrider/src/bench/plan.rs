@@ -147,7 +147,7 @@ fn template(sink: &str, in_flight: u32) -> Result<Subscription, Failure> {
     };
     let rules = Rules {
         target: &target,
-        dialects: &["standard"],
+        dialects: &event::subscription::words::Canonical(&["standard"]),
         tenant: None,
     };
     let now = Timestamp::now();
