@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{self, Format, Global, Measure},
     commands::{Failure, block_on, settings},
+    output::say,
     settings::Settings,
 };
 use meter::Meter;
@@ -136,11 +137,11 @@ async fn wait_for_traffic(sink: &str) -> Result<(), Failure> {
 
 fn print(report: &Value, format: Format) {
     if format == Format::Json {
-        println!("{report}");
+        say!("{report}");
         return;
     }
     for (name, value) in report.as_object().into_iter().flatten() {
-        println!("{name:<24}{value}");
+        say!("{name:<24}{value}");
     }
 }
 

@@ -27,18 +27,25 @@ use receiver::Receiver;
 /// The demo's events, as a booking platform would publish them.
 const EVENTS: &str = include_str!("demo/events.json");
 
-/// How long the demo may take before what is still under way counts as lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the demo waits for its processes and deliveries. Far more than any machine needs: what
+/// is reported then is a fault, not a slow disk.
+const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Runs the demo; fails when anything was lost.
+/// How often it looks whether something has come about.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Runs the demo; fails when anything has no end.
 pub(crate) async fn run(options: &cli::Demo) -> Result<(), Failure> {
     let stays = !options.once && std::io::stdout().is_terminal();
+    let asked_to_end =
+        service::shutdown::on_signals().map_err(|error| Failure::failed(error.to_string()))?;
     let folder = Folder::make()?;
     let settings = settings(&folder)?;
     service::telemetry::init(&settings.log, crate::serve::ERRORS_ONLY)
         .map_err(|error| Failure::failed(error.to_string()))?;
 
-    let receiver = Receiver::start().await?;
+    let voice = Voice::default();
+    let receiver = Receiver::start(voice.clone()).await?;
     let stop = CancellationToken::new();
     let running = Running::start(&settings, &[], stop.clone()).await?;
     let address = running
@@ -52,39 +59,75 @@ pub(crate) async fn run(options: &cli::Demo) -> Result<(), Failure> {
     };
     let api = Api::new(&remote, &settings)?;
 
-    println!(
-        "postrider demo: embedded broker and store in {}",
-        folder.0.display()
-    );
-    println!(
-        "API at http://{address}, receiver at {}\n",
+    voice.say(format_args!(
+        "postrider demo: embedded broker and store in {}\n\
+         API at http://{address}, receiver at {}\n",
+        folder.0.display(),
         receiver.url("/")
-    );
-    subscribe(&api, &receiver).await?;
-    println!();
-    let events = publish(&api).await?;
-    let tally = settle(&registry).await;
-    println!("\n{}", tally.summary(events));
-
-    if stays {
-        println!(
-            "\nstill up: http://{address} (try `curl http://{address}/v1/dead-letters`); Ctrl-C ends it"
-        );
-        service::shutdown::on_signals()
-            .map_err(|error| Failure::failed(error.to_string()))?
-            .cancelled()
-            .await;
-    }
+    ));
+    let shown = async {
+        show(&api, &receiver, &registry, &voice).await?;
+        if stays {
+            voice.say(format_args!(
+                "\nstill up: http://{address} (try `curl http://{address}/v1/dead-letters`); \
+                 Ctrl-C ends it"
+            ));
+            asked_to_end.cancelled().await;
+        }
+        Ok(())
+    };
+    let outcome = tokio::select! {
+        biased;
+        shown = shown => shown,
+        () = voice.unheard.cancelled() => Ok(()),
+        () = asked_to_end.cancelled() => Err(Failure::failed("the demo was stopped before its end")),
+    };
     stop.cancel();
     served
         .await
         .map_err(|error| Failure::failed(format!("the demo broke: {error}")))??;
-    if tally.waiting() == 0 {
-        Ok(())
-    } else {
-        Err(Failure::failed(
-            "the demo lost deliveries; please report this with its output",
-        ))
+    outcome
+}
+
+/// Subscribes, publishes, waits for every end, and says how it went.
+async fn show(
+    api: &Api,
+    receiver: &Receiver,
+    registry: &Registry,
+    voice: &Voice,
+) -> Result<(), Failure> {
+    let revision = subscribe(api, receiver, voice).await?;
+    follow(registry, revision).await?;
+    let events = publish(api, voice).await?;
+    let tally = settle(registry, events).await;
+    let waiting = tally.waiting(events);
+    if let Some(waiting) = &waiting {
+        voice.say(format_args!(
+            "\nafter {} s still under way: {waiting}",
+            PATIENCE.as_secs()
+        ));
+    }
+    voice.say(format_args!("\n{}", tally.summary(events)));
+    match waiting {
+        None => Ok(()),
+        Some(waiting) => Err(Failure::failed(format!(
+            "the demo did not come to its end ({waiting}); please report this with its output"
+        ))),
+    }
+}
+
+/// Prints, from the demo and its endpoints alike. Where nobody reads on, the demo has to take its
+/// folder away before it ends.
+#[derive(Debug, Clone, Default)]
+struct Voice {
+    unheard: CancellationToken,
+}
+
+impl Voice {
+    fn say(&self, line: std::fmt::Arguments<'_>) {
+        if crate::output::try_text(format!("{line}\n").as_bytes()).is_err() {
+            self.unheard.cancel();
+        }
     }
 }
 
@@ -107,8 +150,9 @@ fn settings(folder: &Folder) -> Result<Settings, Failure> {
         .map_err(|refused| Failure::failed(refused.to_string()))
 }
 
-/// One subscription for each thing the demo shows.
-async fn subscribe(api: &Api, receiver: &Receiver) -> Result<(), Failure> {
+/// One subscription for each thing the demo shows; the store's revision with all of them.
+async fn subscribe(api: &Api, receiver: &Receiver, voice: &Voice) -> Result<u64, Failure> {
+    let mut revision = 0;
     let quick = json!({"retry": {"delays": ["1s", "1s"]}});
     let wishes = [
         ("everything of the salon", "/crm", json!({"events": ["*"]})),
@@ -146,61 +190,93 @@ async fn subscribe(api: &Api, receiver: &Receiver) -> Result<(), Failure> {
         wish["target_url"] = json!(receiver.url(path));
         let created = api.post("/v1/subscriptions", &wish).await?;
         let id = created["id"].as_str().unwrap_or_default();
-        println!("subscribed {path:<12} {name} ({id})");
+        revision = revision.max(created["revision"].as_u64().unwrap_or_default());
+        voice.say(format_args!("subscribed {path:<12} {name} ({id})"));
+    }
+    voice.say(format_args!(""));
+    Ok(revision)
+}
+
+/// Waits until the stages work with this revision: an event goes to who has subscribed by the time
+/// it is routed, and the stages follow the store with a little delay.
+async fn follow(registry: &Registry, revision: u64) -> Result<(), Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    while sum(registry, "postrider_subscription_revision", "") < revision as f64 {
+        if Instant::now() > deadline {
+            return Err(Failure::failed(format!(
+                "the stages did not learn of the subscriptions within {} s",
+                PATIENCE.as_secs()
+            )));
+        }
+        tokio::time::sleep(GLANCE).await;
     }
     Ok(())
 }
 
-async fn publish(api: &Api) -> Result<u64, Failure> {
+async fn publish(api: &Api, voice: &Voice) -> Result<u64, Failure> {
     let body = EVENTS.as_bytes().to_vec();
     let answer = api
         .post_bytes("/v1/events", "application/json", body)
         .await?;
     let accepted = answer["accepted"].as_u64().unwrap_or(0);
-    println!("published {accepted} events to POST /v1/events\n");
+    voice.say(format_args!(
+        "published {accepted} events to POST /v1/events\n"
+    ));
     Ok(accepted)
 }
 
-/// Waits until every delivery has its end.
-async fn settle(registry: &Registry) -> Tally {
+/// Waits until every event is routed and every delivery has its end.
+async fn settle(registry: &Registry, events: u64) -> Tally {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let tally = Tally::read(registry);
-        let routed = tally.routed >= 1.0;
-        if (routed && tally.waiting() == 0) || Instant::now() > deadline {
+        if tally.waiting(events).is_none() || Instant::now() > deadline {
             return tally;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(GLANCE).await;
     }
 }
 
-/// What the metrics say became of the deliveries.
+/// What the metrics say became of the events and their deliveries.
 #[derive(Debug, Default)]
 struct Tally {
-    routed: f64,
-    matched: f64,
-    delivered: f64,
-    filtered: f64,
-    dead: f64,
-    attempts: f64,
+    routed: u64,
+    matched: u64,
+    delivered: u64,
+    filtered: u64,
+    dead: u64,
+    attempts: u64,
 }
 
 impl Tally {
     fn read(registry: &Registry) -> Self {
-        let outcome = |word| sum(registry, "postrider_deliveries_total", word);
+        let count = |name, word| sum(registry, name, word) as u64;
+        // In this order. An event counts as routed after its deliveries were counted, and a
+        // delivery as ended after its attempts: so what is read later covers what was read before.
+        let routed = count("postrider_events_routed_total", "");
+        let matched = count("postrider_bundled_deliveries_total", "");
+        let ended = |word| count("postrider_deliveries_total", word);
         Self {
-            routed: sum(registry, "postrider_events_routed_total", ""),
-            matched: sum(registry, "postrider_bundled_deliveries_total", ""),
-            delivered: outcome("delivered"),
-            filtered: outcome("filtered"),
-            dead: outcome("dead"),
-            attempts: sum(registry, "postrider_attempts_total", ""),
+            routed,
+            matched,
+            delivered: ended("delivered"),
+            filtered: ended("filtered"),
+            dead: ended("dead"),
+            attempts: count("postrider_attempts_total", ""),
         }
     }
 
-    /// Deliveries without an end yet.
-    fn waiting(&self) -> u64 {
-        (self.matched - self.delivered - self.filtered - self.dead).max(0.0) as u64
+    /// What of the published events is still under way, in words.
+    fn waiting(&self, events: u64) -> Option<String> {
+        let events = events.saturating_sub(self.routed);
+        let deliveries = self.without_end();
+        (events + deliveries > 0)
+            .then(|| format!("{events} events to route, {deliveries} deliveries without an end"))
+    }
+
+    fn without_end(&self) -> u64 {
+        self.matched
+            .saturating_sub(self.delivered + self.filtered + self.dead)
     }
 
     fn summary(&self, events: u64) -> String {
@@ -208,15 +284,15 @@ impl Tally {
         format!(
             "demo: {events} events, {} webhooks delivered, {} retries, {} dead-lettered, {} lost",
             self.delivered,
-            self.attempts - first_attempts,
+            self.attempts.saturating_sub(first_attempts),
             self.dead,
-            // Read when the patience is over: what has no end by then is lost.
-            self.waiting(),
+            // Read when the patience is over: nobody can say that it is not lost.
+            events.saturating_sub(self.routed) + self.without_end(),
         )
     }
 }
 
-/// The sum of a counter over its labels, or of those whose label has `word`.
+/// The sum of a metric over its labels, or of those whose label has `word`.
 fn sum(registry: &Registry, name: &str, word: &str) -> f64 {
     registry
         .gather()
@@ -226,7 +302,8 @@ fn sum(registry: &Registry, name: &str, word: &str) -> f64 {
         .filter(|metric| {
             word.is_empty() || metric.get_label().iter().any(|label| label.value() == word)
         })
-        .map(|metric| metric.get_counter().get_value())
+        // A metric has one of the two; the other reads as 0.
+        .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
         .sum()
 }
 

@@ -28,14 +28,20 @@ pub(crate) fn line(line: Arguments<'_>) {
 
 /// Prints text as it is; ends the process where nobody reads on.
 pub(crate) fn text(text: &[u8]) {
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(text).and_then(|()| out.flush()) {
+    if let Err(error) = try_text(text) {
         if error.kind() == ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
         eprintln!("postrider: cannot write to standard output: {error}");
         std::process::exit(1);
     }
+}
+
+/// Prints text, for who has more to end than the process when nobody reads on.
+pub(crate) fn try_text(text: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()
 }
 
 /// Prints a list answer, `{"items": […], "cursor": …}`.

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{Part, load, meter::Meter, plan::Plan};
-use crate::{cli, commands::Failure};
+use crate::{cli, commands::Failure, output::say};
 
 /// The environment variable by which the requests' process learns where to send them.
 const TARGET: &str = "POSTRIDER_BENCH_INTAKE";
@@ -92,7 +92,7 @@ pub(super) async fn load(options: &cli::Bench) -> Result<(), Failure> {
         "refused": refused.load(Ordering::Relaxed),
         "seconds": begun.elapsed().as_secs_f64(),
     });
-    println!("{report}");
+    say!("{report}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::commands::Failure;
+use crate::{commands::Failure, output::say};
 
 /// What precedes the time of publication in a bench event's data.
 pub(super) const STAMP: &str = "\"at\":";
@@ -78,7 +78,7 @@ pub(super) fn now_us() -> u64 {
 pub(super) async fn serve() -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("the sink: {error}"));
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
-    println!("{}", listener.local_addr().map_err(failed)?);
+    say!("{}", listener.local_addr().map_err(failed)?);
     let tally = Rc::new(RefCell::new(Tally::default()));
     let local = tokio::task::LocalSet::new();
     local

@@ -16,6 +16,7 @@ use axum::{
     routing::post,
 };
 
+use super::Voice;
 use crate::commands::Failure;
 
 pub(super) struct Receiver {
@@ -23,18 +24,20 @@ pub(super) struct Receiver {
 }
 
 struct Endpoints {
+    voice: Voice,
     began: Instant,
     flaky: AtomicU32,
 }
 
 impl Receiver {
-    pub(super) async fn start() -> Result<Self, Failure> {
+    pub(super) async fn start(voice: Voice) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::failed(format!("no receiver: {error}"));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let endpoints = Arc::new(Endpoints {
+            voice,
             began: Instant::now(),
             flaky: AtomicU32::new(0),
         });
@@ -80,12 +83,12 @@ async fn receive(
     let signature: String = header("webhook-signature").chars().take(14).collect();
     let text = String::from_utf8_lossy(&body);
     let short: String = text.chars().take(110).collect();
-    println!(
+    endpoints.voice.say(format_args!(
         "{:>7.3}s {:<12} {} {signature}… {short}{}",
         endpoints.began.elapsed().as_secs_f64(),
         uri.path(),
         status.as_u16(),
         if short.len() < text.len() { "…" } else { "" },
-    );
+    ));
     status
 }
