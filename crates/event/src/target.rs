@@ -176,6 +176,34 @@ impl TargetRules {
     }
 }
 
+/// The form that a target is stored in, wherever it may go: two spellings of one target come to the
+/// same text. `None` for what could be no target.
+pub fn normalised(written: &str) -> Option<Url> {
+    as_written(written).ok()?;
+    let mut url = Url::parse(written).ok()?;
+    if let Some(Host::Domain(name)) = url.host()
+        && let Some(bare) = name.strip_suffix('.').map(str::to_owned)
+    {
+        url.set_host(Some(&bare)).ok()?;
+    }
+    Some(url)
+}
+
+/// Whether a target that has passed [`TargetRules::check_url`] is spoken to by `https`, or never
+/// leaves the machine.
+pub(crate) fn is_https_or_loopback(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else {
+        return false;
+    };
+    let loopback = match url.host() {
+        Some(Host::Ipv4(v4)) => v4.is_loopback(),
+        Some(Host::Ipv6(v6)) => IpAddr::V6(v6).to_canonical().is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "https" || loopback
+}
+
 /// Judges the text before a parser mends it.
 fn as_written(written: &str) -> Result<(), String> {
     if written.is_empty() {

@@ -15,16 +15,17 @@ use super::{
 };
 use crate::{
     event::EVENT_BYTES_MAX,
-    fault::{Fault, Refusal, did_you_mean, sentence, shown},
+    fault::{Fault, Refusal, did_you_mean, nearest, sentence, shown},
     filter::Filter,
     id::{SubscriptionId, Tenant},
     retry::RetryPolicy,
     scan,
     secret::{SigningKey, SigningKind},
+    target,
 };
 
 /// What a person may write.
-const FIELDS: [&str; 13] = [
+pub(super) const FIELDS: [&str; 13] = [
     "tenant",
     "name",
     "target_url",
@@ -48,13 +49,21 @@ const DELIVERY_FIELDS: [&str; 5] = [
     "ordering",
 ];
 /// What only we write.
-const OURS: [&str; 6] = [
+pub(super) const OURS: [&str; 6] = [
     "id",
     "matches",
     "created_at",
     "updated_at",
     "revision",
     "disabled_reason",
+];
+
+/// The dialect of a subscription that names none.
+const STANDARD: &str = "standard";
+const VIEWS: [(&str, View); 3] = [
+    ("basic", View::Basic),
+    ("full", View::Full),
+    ("extended", View::Extended),
 ];
 
 const NAME_CHARS_MAX: usize = 200;
@@ -77,7 +86,11 @@ pub fn parse_new(
     now: Timestamp,
 ) -> Result<(Subscription, SigningChoice, Option<SigningKey>), Refusal> {
     let (given, faults) = read(body)?;
-    let mut form = Form { rules, faults };
+    let mut form = Form {
+        rules,
+        faults,
+        leaves: None,
+    };
     form.names(&given, &Map::from_iter([("state".into(), "active".into())]));
     let mut written = Map::new();
     merge(&mut written, given);
@@ -125,6 +138,9 @@ pub fn parse_new(
 /// value is `***` (as we show it) keeps its value; a change of the target's host drops all custom
 /// headers that the patch does not send again (their values would otherwise leak to another host).
 /// A retry policy is replaced whole, never merged.
+///
+/// Another dialect takes the old one's parameters away, and what `delivery` has by the old one's
+/// default goes by the new one's. A `view` that a parameter chose goes on following the parameter.
 pub fn parse_patch(
     body: &[u8],
     current: &Subscription,
@@ -132,7 +148,13 @@ pub fn parse_patch(
     now: Timestamp,
 ) -> Result<Subscription, Refusal> {
     let (mut patch, faults) = read(body)?;
-    let mut form = Form { rules, faults };
+    let mut form = Form {
+        rules,
+        faults,
+        leaves: None,
+    };
+    // Shown beside the subscription, and follows its key: whoever sends it back changes nothing.
+    patch.remove("public_key");
     form.names(&patch, &fields_of(current));
     if patch.remove("secret").is_some() {
         form.find("/secret", "is changed by rotate-secret");
@@ -158,6 +180,7 @@ pub fn parse_patch(
                 .any(|known| known.eq_ignore_ascii_case(name))
     });
     let mut written = writable(current);
+    form.follow(&mut written, &mut patch, current);
     let headers = patched_headers(current, patch.remove("headers"), moved);
     if let Some(delivery) = written.get_mut("delivery").and_then(Value::as_object_mut)
         && patch
@@ -252,7 +275,21 @@ fn writable(current: &Subscription) -> Map<String, Value> {
         let theirs = FIELDS.contains(&key.as_str()) || current.parameters.contains_key(key);
         theirs && key != "tenant"
     });
+    if current.events.is_empty() {
+        // A parameter stands in its place.
+        fields.remove("events");
+    }
     fields
+}
+
+/// What `delivery` says in other words than the dialect would have.
+fn own_delivery(written: &mut Map<String, Value>, usual: &DeliverySpec) {
+    let Some(Value::Object(delivery)) = written.get_mut("delivery") else {
+        return;
+    };
+    if let Ok(Value::Object(usual)) = serde_json::to_value(usual) {
+        delivery.retain(|key, value| usual.get(key) != Some(value));
+    }
 }
 
 /// A subscription as it is shown.
@@ -325,9 +362,11 @@ struct Draft {
 struct Form<'r> {
     rules: &'r Rules<'r>,
     faults: Vec<Fault>,
+    /// The dialect that a patch leaves without sending `events` in the new one's words.
+    leaves: Option<&'r str>,
 }
 
-impl Form<'_> {
+impl<'r> Form<'r> {
     fn find(&mut self, pointer: impl Into<String>, message: impl Into<String>) {
         self.faults.push(Fault::at(pointer, message));
     }
@@ -341,8 +380,9 @@ impl Form<'_> {
     /// what `is` says already: what was read may be changed in places and sent back whole.
     fn names(&mut self, written: &Map<String, Value>, is: &Map<String, Value>) {
         let dialect = written.get("dialect").or_else(|| is.get("dialect"));
-        let dialect = dialect.and_then(Value::as_str).unwrap_or("standard");
+        let dialect = dialect.and_then(Value::as_str).unwrap_or(STANDARD);
         let parameters = self.rules.dialects.parameters(dialect);
+        let is_spoken = self.rules.dialects.names().contains(&dialect);
         for (key, value) in written {
             let pointer = format!("/{}", scan::segment(key));
             let ours = OURS.contains(&key.as_str()) || key == "state";
@@ -354,8 +394,16 @@ impl Form<'_> {
             } else if key == "state" {
                 self.find(pointer, "is changed by the pause and resume routes");
             } else if !FIELDS.contains(&key.as_str()) && !parameters.contains(&key.as_str()) {
-                let known: Vec<&str> = FIELDS.into_iter().chain(parameters.clone()).collect();
-                self.unknown(pointer, key, &known);
+                let elsewhere = self.dialects_with(key);
+                if elsewhere.is_empty() {
+                    let known: Vec<&str> = FIELDS.into_iter().chain(parameters.clone()).collect();
+                    self.unknown(pointer, key, &known);
+                } else if is_spoken && !value.is_null() {
+                    let message = format!(
+                        "the dialect `{dialect}` takes no parameter `{key}`; it is one of {elsewhere}"
+                    );
+                    self.find(pointer, message);
+                }
             }
         }
         for (outer, known) in [
@@ -367,6 +415,53 @@ impl Form<'_> {
             };
             for key in inner.keys().filter(|key| !known.contains(&key.as_str())) {
                 self.unknown(format!("/{outer}/{}", scan::segment(key)), key, known);
+            }
+        }
+    }
+
+    /// The dialects that take a parameter, in words; empty where none does.
+    fn dialects_with(&self, parameter: &str) -> String {
+        let dialects = self.rules.dialects;
+        let mut names = dialects.names();
+        names.retain(|name| dialects.parameters(name).contains(&parameter));
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        names.join(", ")
+    }
+
+    /// Takes out of `written` what the words of the current dialect brought along, as far as the
+    /// patch says nothing of it: the new words bring their own.
+    fn follow(
+        &mut self,
+        written: &mut Map<String, Value>,
+        patch: &mut Map<String, Value>,
+        current: &'r Subscription,
+    ) {
+        let dialect = patch.get("dialect").map(|new| match new {
+            Value::Null => STANDARD,
+            new => new.as_str().unwrap_or_default(),
+        });
+        let leaves = dialect.is_some_and(|new| new != current.dialect);
+        if leaves {
+            written.retain(|key, _| !current.parameters.contains_key(key));
+            self.leaves = (!patch.contains_key("events")).then_some(&*current.dialect);
+        }
+        if current.events.is_empty() && patch.get("events") == Some(&Value::Array(Vec::new())) {
+            // As it was shown.
+            patch.remove("events");
+        }
+        let words = self
+            .rules
+            .dialects
+            .read(&current.dialect, &fields_of(current));
+        // A dialect that has gone or changed since has left nothing to follow.
+        let Ok(words) = words else { return };
+        if leaves {
+            own_delivery(written, &words.delivery);
+        }
+        if words.view == Some(current.view) {
+            let shown = written.remove("view");
+            if patch.get("view") == shown.as_ref() {
+                patch.remove("view");
             }
         }
     }
@@ -418,16 +513,26 @@ impl Form<'_> {
         let target_url = self.target_url(written.get("target_url"));
         let dialect = match written.get("dialect") {
             Some(value) => self.dialect(value),
-            None => Some("standard".into()),
+            None => Some(STANDARD.into()),
         };
-        // With a dialect that is not known the words are still looked at, as canonical ones.
-        let words = self.words(dialect.as_deref().unwrap_or("standard"), written);
+        let words = match &dialect {
+            Some(dialect) => self.words(dialect, written),
+            None => self.words_of_the_nearest(written),
+        };
+        if let (Some(url), Some(dialect)) = (&target_url, &dialect)
+            && words.as_ref().is_some_and(|words| words.https)
+            && !target::is_https_or_loopback(url)
+        {
+            let message =
+                format!("must begin with `https://`: the dialect `{dialect}` asks for it");
+            self.find("/target_url", message);
+        }
         let filter = match written.get("filter") {
             Some(value) => self.filter(value),
             None => Some(FilterSpec::default()),
         };
         let view = match written.get("view") {
-            Some(value) => self.view(value),
+            Some(value) => self.view(value, words.as_ref()),
             None => Some(
                 words
                     .as_ref()
@@ -517,11 +622,29 @@ impl Form<'_> {
     fn words(&mut self, dialect: &str, written: &Map<String, Value>) -> Option<Words> {
         match self.rules.dialects.read(dialect, written) {
             Ok(words) => Some(words),
-            Err(faults) => {
+            Err(mut faults) => {
+                if let Some(left) = self.leaves {
+                    let of_events = |fault: &Fault| fault.pointer.starts_with("/events");
+                    if faults.iter().any(of_events) {
+                        faults.retain(|fault| !of_events(fault));
+                        let message = format!(
+                            "is in the words of `{left}`; send it along in those of `{dialect}`"
+                        );
+                        faults.push(Fault::at("/events", message));
+                    }
+                }
                 self.faults.extend(faults);
                 None
             }
         }
+    }
+
+    /// With a dialect that is not known the words are still looked at, as those of the one that was
+    /// probably meant: all faults at once.
+    fn words_of_the_nearest(&mut self, written: &Map<String, Value>) -> Option<Words> {
+        let name = written.get("dialect").and_then(Value::as_str)?;
+        let meant = nearest(name, self.rules.dialects.names())?.to_owned();
+        self.words(&meant, written)
     }
 
     fn filter(&mut self, value: &Value) -> Option<FilterSpec> {
@@ -556,25 +679,28 @@ impl Form<'_> {
         Some(spec)
     }
 
-    fn view(&mut self, value: &Value) -> Option<View> {
+    fn view(&mut self, value: &Value, words: Option<&Words>) -> Option<View> {
         let name = self.text("/view", value)?;
-        let known = [
-            ("basic", View::Basic),
-            ("full", View::Full),
-            ("extended", View::Extended),
-        ];
-        let view = known
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, view)| *view);
-        if view.is_none() {
-            let near = did_you_mean(name, known.map(|(known, _)| known));
+        let known = VIEWS.iter().find(|(known, _)| *known == name);
+        let Some((_, view)) = known else {
+            let near = did_you_mean(name, VIEWS.map(|(known, _)| known));
             self.find(
                 "/view",
                 format!("must be `basic`, `full` or `extended`{near}"),
             );
+            return None;
+        };
+        if let Some(words) = words
+            && let Some(chosen) = words.view.filter(|chosen| chosen != view)
+        {
+            let chosen = VIEWS.iter().find(|(_, view)| *view == chosen);
+            let chosen = chosen.map_or("", |(name, _)| name);
+            let parameter = words.parameters.iter().find(|(_, value)| *value == chosen);
+            let parameter = parameter.map_or("a parameter", |(name, _)| name);
+            let message = format!("is `{name}`, but `{parameter}` says `{chosen}`; leave one out");
+            self.find("/view", message);
         }
-        view
+        Some(*view)
     }
 
     fn headers(&mut self, value: &Value) -> Option<BTreeMap<String, String>> {

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use super::{words::Canonical, *};
 use crate::Refusal;
 
+mod dialects;
+
 const DIALECTS: &Canonical<'_> = &Canonical(&["standard", "vagaro"]);
 
 fn now() -> Timestamp {
@@ -699,6 +701,8 @@ fn what_was_read_may_be_changed_in_places_and_sent_back_whole() {
         ..current.clone()
     };
     assert_eq!(patched, expected);
+    whole["public_key"] = "whpk_x".into();
+    assert!(patch(&current, &whole).is_ok());
     whole["revision"] = 99.into();
     let told = faults(patch(&current, &whole).unwrap_err());
     assert_eq!(told, ["/revision is read-only: it is ours to set"]);

@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Map, Value};
 
-use super::{DeliverySpec, View};
+use super::{
+    DeliverySpec, View,
+    parse::{FIELDS, OURS},
+};
 use crate::{Fault, scan, selector::Selector};
 
 /// How many entries `events` may have.
@@ -28,6 +31,12 @@ pub trait Vocabulary: fmt::Debug + Sync {
     fn read(&self, dialect: &str, written: &Map<String, Value>) -> Result<Words, Vec<Fault>>;
 }
 
+/// Whether a subscription has a field of this name, so that no parameter can.
+pub fn is_field(name: &str) -> bool {
+    let ours = ["state", "public_key", "previous_expires_at"];
+    FIELDS.contains(&name) || OURS.contains(&name) || ours.contains(&name)
+}
+
 /// What a subscription's words come to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Words {
@@ -41,7 +50,8 @@ pub struct Words {
     pub view: Option<View>,
     /// How deliveries are sent where the subscription says nothing else.
     pub delivery: DeliverySpec,
-    /// Whether the target has to be an `https` URL whatever the server's rules allow.
+    /// Whether the target has to be an `https` URL whatever the server's rules allow: a loopback
+    /// address that they name is the only exception, for trials on one machine.
     pub https: bool,
 }
 
