@@ -91,6 +91,22 @@ pub fn admit_many(
     batch.finish()
 }
 
+/// Reads a view that was fetched because its event lacks it: JSON by the rules of what is
+/// published, kept byte for byte. The error is one sentence without payload.
+pub fn admit_view(body: &[u8]) -> Result<Box<RawValue>, String> {
+    if body.len() > EVENT_BYTES_MAX {
+        return Err(format!("is larger than {} KiB", EVENT_BYTES_MAX / 1024));
+    }
+    let said = |refusal: Refusal| format!("is not usable JSON: {}", refusal.detail);
+    let text = scan::text_of(body).map_err(said)?;
+    let document = scan::scan(text, 0, "").map_err(said)?;
+    scan::nothing_after(text, document.end).map_err(said)?;
+    if let Some(finding) = document.findings.first() {
+        return Err(format!("is not usable JSON: {}", finding.code));
+    }
+    RawValue::from_string(document.raw.to_owned()).map_err(|_| "is not JSON".into())
+}
+
 /// The quarantine reason for a refused message.
 pub fn quarantine_reason(refusal: &Refusal) -> QuarantineReason {
     match refusal.code {

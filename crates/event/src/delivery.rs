@@ -54,6 +54,10 @@ pub struct Recipient {
     /// How often in a row it was parked: the endpoint could not take it, or is paused.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub parked: u32,
+    /// Whether it was last recorded as held, so that each of many looks at a paused subscription
+    /// is not recorded again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub held: bool,
     /// When the next attempt is due by the schedule; `None` is at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Timestamp>,
@@ -99,6 +103,10 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+fn is_false(yes: &bool) -> bool {
+    !*yes
+}
+
 impl Recipient {
     /// A first delivery to `subscription`.
     pub fn first(subscription: SubscriptionId) -> Self {
@@ -108,6 +116,7 @@ impl Recipient {
             purpose: Purpose::Live,
             run: 0,
             parked: 0,
+            held: false,
             due: None,
             history: Vec::new(),
         }

@@ -1048,6 +1048,29 @@ fn any_json() -> impl Strategy<Value = String> {
     })
 }
 
+#[test]
+fn a_fetched_view_is_taken_byte_for_byte_or_refused_by_the_rules_of_an_event() {
+    let view = admit_view(b" { \"a\" : 1.50 }\n").unwrap();
+    assert_eq!(view.get(), "{ \"a\" : 1.50 }");
+    assert_eq!(admit_view(b"[1,null]").unwrap().get(), "[1,null]");
+    for bad in [
+        "",
+        "<html>",
+        "{} {}",
+        r#"{"secret":1,"secret":2}"#,
+        r#""\ud800""#,
+        &"[".repeat(1000),
+    ] {
+        let said = admit_view(bad.as_bytes()).unwrap_err();
+        assert!(!said.contains("secret"), "{said}");
+    }
+    let large = format!("\"{}\"", "x".repeat(EVENT_BYTES_MAX));
+    assert_eq!(
+        admit_view(large.as_bytes()).unwrap_err(),
+        "is larger than 256 KiB"
+    );
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
