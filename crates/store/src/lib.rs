@@ -179,6 +179,17 @@ pub struct Paging {
     pub limit: u32,
 }
 
+/// A wish of [`Store::settle_target`]'s caller.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A new subscription.
+    Insert(Stored),
+    /// Another form of one that was shown.
+    Replace(Stored),
+    /// An end of one that was shown.
+    Delete(SubscriptionId),
+}
+
 /// What changed since a revision.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::AnyConnection;
 
 use crate::{
-    Changes, Error, Page, Paging, Sight, Store, Stored,
+    Change, Changes, Error, Page, Paging, Sight, Store, Stored,
     crypt::Owner,
     cursor::{Cursor, Wanted},
     database::{Statement, within},
@@ -61,24 +61,56 @@ impl Store {
             let keys = self.keys();
             let mut lease = self.database().write().await?;
             stored.subscription.revision = next_revision(&mut lease, &keys).await?;
-            let (document, secrets) = write(&stored, &keys)?;
-            let subscription = &stored.subscription;
-            sqlx::query(
-                "INSERT INTO subscriptions \
-                 (id, tenant, state, revision, created, document, secrets, key_id) \
-                 VALUES ($1, $2, $3, $4, $4, $5, $6, $7)",
-            )
-            .bind(subscription.id.as_str())
-            .bind(subscription.tenant.as_str())
-            .bind(state_word(subscription.state))
-            .bind(signed(subscription.revision))
-            .bind(document)
-            .bind(secrets)
-            .bind(keys.key.id())
-            .execute(&mut *lease)
-            .await?;
+            insert(&mut lease, &stored, &keys).await?;
             lease.commit().await?;
             Ok(stored)
+        })
+        .await
+    }
+
+    /// Decides about all of a tenant's subscriptions with one target at once: between what `decide`
+    /// is shown and what becomes of its wishes nobody changes any subscription, in no process.
+    /// Returns whether anything changed. `decide` must be quick: it holds up every other change.
+    pub async fn settle_target(
+        &self,
+        tenant: &Tenant,
+        target_url: &str,
+        decide: impl FnOnce(Vec<Stored>) -> Vec<Change>,
+    ) -> Result<bool, Error> {
+        within(async {
+            let keys = self.keys();
+            let sight = Sight::Only(tenant.clone());
+            let mut lease = self.database().write().await?;
+            // The counter's row stays locked from here on; each change takes a number of its own.
+            let mut revision = next_revision(&mut lease, &keys).await?;
+            let found = with_target(&mut lease, &sight, target_url, &keys).await?;
+            let changes = decide(found);
+            let changed = !changes.is_empty();
+            for (n, change) in changes.into_iter().enumerate() {
+                if n > 0 {
+                    revision = next_revision(&mut lease, &keys).await?;
+                }
+                match change {
+                    Change::Insert(mut stored) => {
+                        stored.subscription.revision = revision;
+                        insert(&mut lease, &stored, &keys).await?;
+                    }
+                    Change::Replace(mut stored) => {
+                        let known = stored.subscription.revision;
+                        stored.subscription.revision = revision;
+                        update(&mut lease, &stored, known, &keys).await?;
+                    }
+                    Change::Delete(id) => {
+                        bury(&mut lease, &sight, &id, revision).await?;
+                    }
+                }
+            }
+            if changed {
+                lease.commit().await?;
+            } else {
+                lease.rollback().await?;
+            }
+            Ok(changed)
         })
         .await
     }
@@ -157,19 +189,7 @@ impl Store {
         within(async {
             let mut lease = self.database().write().await?;
             let revision = next_revision(&mut lease, &self.keys()).await?;
-            let mut statement = Statement::new("UPDATE subscriptions SET revision = ");
-            statement
-                .value(signed(revision))?
-                .text(", secrets = ")
-                .value(Vec::new())?
-                .text(", state = 'deleted', document = '' WHERE state <> 'deleted' AND id = ")
-                .value(id.as_str())?
-                .sight(sight)?;
-            let (sql, arguments) = statement.parts();
-            let done = sqlx::query_with(sql, arguments)
-                .execute(&mut *lease)
-                .await?;
-            if done.rows_affected() == 0 {
+            if !bury(&mut lease, sight, id, revision).await? {
                 lease.rollback().await?;
                 return Ok(false);
             }
@@ -294,6 +314,79 @@ async fn one(
     Ok(sqlx::query_as_with(sql, arguments)
         .fetch_optional(connection)
         .await?)
+}
+
+/// Everything in sight with this target.
+async fn with_target(
+    connection: &mut AnyConnection,
+    sight: &Sight,
+    target_url: &str,
+    keys: &Keys,
+) -> Result<Vec<Stored>, Error> {
+    let mut statement = Statement::new(COLUMNS);
+    statement.sight(sight)?;
+    // The document is ours and says it so; whose pattern is too wide is sorted out below.
+    let named = format!("\"target_url\":{}", serde_json::Value::from(target_url));
+    let named = named
+        .replace('\\', r"\\")
+        .replace('%', r"\%")
+        .replace('_', r"\_");
+    statement
+        .text(" AND document LIKE ")
+        .value(format!("%{named}%").as_str())?
+        .text(r" ESCAPE '\' ORDER BY created");
+    let (sql, arguments) = statement.parts();
+    let rows: Vec<Row> = sqlx::query_as_with(sql, arguments)
+        .fetch_all(connection)
+        .await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        let stored = read(row, keys)?;
+        if stored.subscription.target_url == target_url {
+            found.push(stored);
+        }
+    }
+    Ok(found)
+}
+
+async fn insert(connection: &mut AnyConnection, stored: &Stored, keys: &Keys) -> Result<(), Error> {
+    let (document, secrets) = write(stored, keys)?;
+    let subscription = &stored.subscription;
+    sqlx::query(
+        "INSERT INTO subscriptions \
+         (id, tenant, state, revision, created, document, secrets, key_id) \
+         VALUES ($1, $2, $3, $4, $4, $5, $6, $7)",
+    )
+    .bind(subscription.id.as_str())
+    .bind(subscription.tenant.as_str())
+    .bind(state_word(subscription.state))
+    .bind(signed(subscription.revision))
+    .bind(document)
+    .bind(secrets)
+    .bind(keys.key.id())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Leaves a tombstone; false when there was nothing in sight.
+async fn bury(
+    connection: &mut AnyConnection,
+    sight: &Sight,
+    id: &SubscriptionId,
+    revision: u64,
+) -> Result<bool, Error> {
+    let mut statement = Statement::new("UPDATE subscriptions SET revision = ");
+    statement
+        .value(signed(revision))?
+        .text(", secrets = ")
+        .value(Vec::new())?
+        .text(", state = 'deleted', document = '' WHERE state <> 'deleted' AND id = ")
+        .value(id.as_str())?
+        .sight(sight)?;
+    let (sql, arguments) = statement.parts();
+    let done = sqlx::query_with(sql, arguments).execute(connection).await?;
+    Ok(done.rows_affected() > 0)
 }
 
 async fn update(

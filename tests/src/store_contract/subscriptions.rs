@@ -11,7 +11,7 @@ use std::{
 };
 
 use event::subscription::SubscriptionState;
-use store::{Error, Paging, Sight};
+use store::{Change, Error, Paging, Sight};
 
 use super::{Place, all_changes, delete, insert, only, promises, read_pages, shown, subscription};
 
@@ -27,6 +27,7 @@ promises!(
     revisions_grow_by_one_over_all_subscriptions,
     a_cursor_of_another_list_is_refused,
     a_subscription_id_is_taken_once,
+    what_is_decided_about_a_target_is_decided_once,
 );
 
 async fn a_subscription_comes_back_as_it_was_given(place: Place) {
@@ -342,4 +343,81 @@ async fn a_subscription_id_is_taken_once(place: Place) {
         .unwrap()
         .unwrap();
     assert_eq!(shown(&read), shown(&stored));
+}
+
+async fn what_is_decided_about_a_target_is_decided_once(place: Place) {
+    const TARGET: &str = "https://example.com/100%25_a?q=%5C";
+    let (one, other) = (place.open().await, place.open().await);
+    let aimed = |of: &str, target: &str| {
+        let mut stored = subscription(of, target);
+        stored.subscription.target_url = target.into();
+        stored
+    };
+    // What a pattern could take for the target, and the target of another tenant.
+    for (of, target) in [
+        ("a", "https://example.com/100%25xa?q=%5C"),
+        ("a", "https://example.com/100%25_A?q=%5C"),
+        ("a", "https://example.com/100%25_a?q=%5Cx"),
+        ("b", TARGET),
+    ] {
+        one.insert_subscription(aimed(of, target)).await.unwrap();
+    }
+    let a = super::tenant("a");
+    // Whoever finds none makes one; who finds it puts a mark on it.
+    let settle = |store: store::Store, n: usize| {
+        let (a, fresh) = (a.clone(), aimed("a", TARGET));
+        tokio::spawn(async move {
+            let decide = |mut found: Vec<store::Stored>| match found.pop() {
+                None => vec![Change::Insert(fresh)],
+                Some(mut stored) => {
+                    assert!(found.is_empty(), "two of one target");
+                    stored
+                        .subscription
+                        .attributes
+                        .insert(format!("n{n}"), "x".into());
+                    vec![Change::Replace(stored)]
+                }
+            };
+            store.settle_target(&a, TARGET, decide).await.unwrap()
+        })
+    };
+    let all: Vec<_> = (0..8)
+        .map(|n| {
+            settle(
+                if n % 2 == 0 {
+                    one.clone()
+                } else {
+                    other.clone()
+                },
+                n,
+            )
+        })
+        .collect();
+    for done in all {
+        assert!(done.await.unwrap());
+    }
+    let mut seen = None;
+    let look = |found: Vec<store::Stored>| {
+        seen = Some(found);
+        Vec::new()
+    };
+    assert!(!one.settle_target(&a, TARGET, look).await.unwrap());
+    let mut found = seen.unwrap();
+    let stored = found.pop().unwrap();
+    assert_eq!(
+        (found.len(), stored.subscription.target_url.as_str()),
+        (0, TARGET)
+    );
+    let marks = stored.subscription.attributes.len();
+    assert_eq!(marks, 1 + 7, "each of the others found it");
+    // Four before, one insert, seven replacements; looking takes none.
+    assert_eq!(stored.subscription.revision, 12);
+    let wishes = vec![
+        Change::Delete(stored.subscription.id.clone()),
+        Change::Insert(aimed("a", TARGET)),
+    ];
+    assert!(one.settle_target(&a, TARGET, |_| wishes).await.unwrap());
+    let changes = one.changes(12).await.unwrap();
+    assert_eq!((changes.revision, changes.stored.len()), (14, 1));
+    assert_eq!(changes.deleted, [stored.subscription.id]);
 }
