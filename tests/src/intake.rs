@@ -245,7 +245,7 @@ async fn intake_answers_503_while_the_broker_is_away_or_blocked() {
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.8"]).await;
     answer_of(&world, event("after"), 202).await;
 
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    rabbit.queue_names_are_on_disk().await;
     rabbit.kill9().await;
     let away = answer_of(&world, event("away"), 503).await;
     assert!(away.headers.contains_key("retry-after"));

@@ -23,8 +23,10 @@ use super::{
 };
 use crate::support::rabbit::{Options, Rabbit, Tls};
 
-/// A quorum queue's name is on disk only so long after its first declaration.
-const QUORUM_QUEUE_IS_DURABLE: Duration = Duration::from_secs(4);
+fn queue_names() -> Vec<String> {
+    let queues = topology::queues().into_iter();
+    queues.map(|queue| queue.name).collect()
+}
 
 async fn channel(url: &str) -> (Connection, Channel) {
     let connection = Connection::connect(url, ConnectionProperties::default());
@@ -57,7 +59,8 @@ async fn publish_until(publisher: &dyn Publish, stop: &AtomicBool) -> u32 {
 async fn kill_9_of_the_broker_loses_nothing_and_both_sides_come_back() {
     let bed = Bed::private_rabbit(Options::default()).await;
     let broker = bed.open().await;
-    tokio::time::sleep(QUORUM_QUEUE_IS_DURABLE).await;
+    connected(&broker).await;
+    bed.server().queue_names_are_on_disk().await;
     let (publisher, mut consumer) = (broker.publisher(), broker.consume(Queue::Inbox, 300).await);
     let (stop, all) = (AtomicBool::new(false), AtomicBool::new(false));
     let publishing = async {
@@ -507,34 +510,26 @@ async fn the_definitions_file_makes_the_same_topology_on_a_private_broker() {
 #[tokio::test]
 async fn a_queue_lost_with_its_private_broker_is_recognised_and_repaired() {
     let bed = Bed::private_rabbit(Options::default()).await;
-    // At once after the first declaration: the queue's name is not on disk yet.
-    let broken = async {
-        topology::declare(&bed.settings, false)
-            .await
-            .expect("declared");
-        bed.server().kill9().await;
-        bed.server().start_again().await;
-        let findings = topology::check(&bed.settings)
-            .await
-            .expect("the server answers");
-        findings
-            .iter()
-            .filter(|finding| finding.state == topology::State::Unusable)
-            .count()
+    topology::declare(&bed.settings, false)
+        .await
+        .expect("declared");
+    bed.server().kill9().await;
+    bed.server().forget_queue_names();
+    bed.server().start_again().await;
+    let in_state = |findings: &[topology::Finding], state: topology::State| {
+        let queues = findings.iter().filter(|finding| finding.state == state);
+        queues.map(|finding| finding.name.clone()).collect()
     };
-    let broken = broken.await;
-    assert!(
-        broken > 0,
-        "the server has become better than it was measured to be"
-    );
-    let repaired = topology::declare(&bed.settings, true)
+    let findings = topology::check(&bed.settings)
         .await
         .expect("the server answers");
-    let count = repaired
-        .iter()
-        .filter(|finding| finding.state == topology::State::Repaired)
-        .count();
-    assert_eq!(count, broken);
+    let unusable: Vec<_> = in_state(&findings, topology::State::Unusable);
+    assert_eq!(unusable, queue_names(), "{findings:?}");
+    let findings = topology::declare(&bed.settings, true)
+        .await
+        .expect("the server answers");
+    let repaired: Vec<_> = in_state(&findings, topology::State::Repaired);
+    assert_eq!(repaired, queue_names(), "{findings:?}");
     let broker = bed.open().await;
     let routes = [
         (event(1).route, Queue::Inbox),

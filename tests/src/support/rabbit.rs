@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
@@ -98,7 +99,8 @@ impl Rabbit {
 
     /// Ends the broker as a power cut would, and returns when it is gone.
     ///
-    /// A quorum queue that was declared less than about 3 s before does not survive this.
+    /// A quorum queue that was declared less than about 3 s before does not survive this; see
+    /// [`Self::queue_names_are_on_disk`].
     pub(crate) async fn kill9(&self) {
         let pid = self.pid();
         signal(pid, "KILL");
@@ -112,6 +114,40 @@ impl Rabbit {
         signal(pid, "TERM");
         gone(pid).await;
         self.folder.forget("node");
+    }
+
+    /// Waits until the names of our quorum queues are on disk. Killed before, the server comes
+    /// back with the queues and without what they were, and they answer nothing; see
+    /// [`Self::forget_queue_names`].
+    pub(crate) async fn queue_names_are_on_disk(&self) {
+        let queues = broker::topology::queues();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let on_disk = || {
+            let table = std::fs::read(self.queue_names()).unwrap_or_default();
+            let has = |name: &[u8]| table.windows(name.len()).any(|at| at == name);
+            queues.iter().all(|queue| has(queue.name.as_bytes()))
+        };
+        while !on_disk() {
+            assert!(
+                Instant::now() < deadline,
+                "the server never wrote the names of its queues"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// While it is down: brings about what a kill within seconds of the queues' first declaration
+    /// leaves behind, by taking away the file that their names had not come to.
+    pub(crate) fn forget_queue_names(&self) {
+        assert!(self.folder.pid("node").is_none(), "the broker still runs");
+        std::fs::remove_file(self.queue_names()).expect("a server with quorum queues has it");
+    }
+
+    /// The one file in which the server notes which log belongs to which quorum queue.
+    fn queue_names(&self) -> PathBuf {
+        let node = format!("postrider{}@localhost", self.port());
+        let quorum = self.folder.path().join("mnesia").join(&node).join("quorum");
+        quorum.join(node).join("names.dets")
     }
 
     /// Starts it again after [`Self::kill9`] or [`Self::stop`], with its data and on its port.

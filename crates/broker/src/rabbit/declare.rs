@@ -5,7 +5,7 @@
 
 use std::{fmt, time::Duration};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use lapin::{
     Channel, Connection, ErrorKind, ExchangeKind,
     options::{
@@ -25,8 +25,16 @@ use crate::{
     topology::{self, Argument, BoundQueue, Exchange, Kind},
 };
 
-/// How long a healthy queue may take to say that it is empty.
-const PROBE_MAX: Duration = Duration::from_secs(5);
+/// How long a queue may take to say that it is empty. Short of the 60 s after which the server
+/// gives up itself, and with that question the connection it came on.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+/// The same before a queue is deleted for its silence: one that still reads its log after a start
+/// is silent too, and holds messages.
+const PROBE_BEFORE_REPAIR_MAX: Duration = Duration::from_secs(30);
+/// How long deleting a queue may take: the server looks for the queue's leader first.
+const DELETE_MAX: Duration = Duration::from_secs(60);
+/// How long a connection may take to say goodbye.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// How often a question is asked whose answer the client lost, and the pause between.
 const ASKED_MAX: usize = 5;
 const ASKED_PAUSE: Duration = Duration::from_millis(500);
@@ -34,6 +42,9 @@ const ASKED_PAUSE: Duration = Duration::from_millis(500);
 pub(super) const NOT_FOUND: u16 = 404;
 /// AMQP's code for "it is there, and it is different".
 const PRECONDITION_FAILED: u16 = 406;
+
+/// AMQP's code for "something in the server failed".
+const INTERNAL_ERROR: u16 = 541;
 
 /// What was found about one exchange or queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +105,8 @@ pub(super) enum DeclareError {
          it will be declared"
     )]
     Differs(Finding),
-    #[error("declaring {name}: no answer within {ANSWER_MAX:?}")]
-    Timeout { name: String },
+    #[error("declaring {name}: no answer within {waited:?}")]
+    Timeout { name: String, waited: Duration },
     #[error("declaring {name}: {source}")]
     Amqp { name: String, source: lapin::Error },
 }
@@ -162,28 +173,40 @@ fn is_plain_events(finding: &Finding) -> bool {
 /// Compares the server with the table and changes nothing. Bindings cannot be read over AMQP:
 /// they are left to [`declare`], which is idempotent.
 pub async fn check(settings: &Settings) -> Result<Vec<Finding>, OpenError> {
-    let connection = connect(settings).await?;
-    let findings = find(&connection).await;
+    let (connection, findings) = examine(settings, PROBE_MAX).await?;
     close(&connection).await;
-    findings.map_err(other)
+    Ok(findings)
 }
 
 /// Declares what is missing and says how everything is then. What differs is left alone. With
 /// `repair`, a queue that does not answer is deleted and declared anew.
 pub async fn declare(settings: &Settings, repair: bool) -> Result<Vec<Finding>, OpenError> {
-    let connection = connect(settings).await?;
-    let declared = declare_over(&connection, repair).await;
+    let patience = if repair {
+        PROBE_BEFORE_REPAIR_MAX
+    } else {
+        PROBE_MAX
+    };
+    let (connection, findings) = examine(settings, patience).await?;
+    let declared = declare_over(&connection, findings, repair).await;
     close(&connection).await;
     declared.map_err(other)
 }
 
-async fn declare_over(connection: &Connection, repair: bool) -> Result<Vec<Finding>, DeclareError> {
-    let mut findings = find(connection).await?;
-    for finding in &mut findings {
-        if finding.state == State::Unusable && repair {
+async fn declare_over(
+    connection: &Connection,
+    mut findings: Vec<Finding>,
+    repair: bool,
+) -> Result<Vec<Finding>, DeclareError> {
+    if repair {
+        let unusable = findings
+            .iter_mut()
+            .filter(|finding| finding.state == State::Unusable);
+        let repairs = unusable.map(|finding| async {
             insisted(|| delete_queue(connection, &finding.name)).await?;
             finding.state = State::Repaired;
-        }
+            Ok(())
+        });
+        try_join_all(repairs).await?;
     }
     if findings
         .iter()
@@ -200,8 +223,40 @@ async fn declare_over(connection: &Connection, repair: bool) -> Result<Vec<Findi
     Ok(findings)
 }
 
-async fn find(connection: &Connection) -> Result<Vec<Finding>, DeclareError> {
-    let mut findings = Vec::new();
+/// A connection to go on with, and how everything is.
+async fn examine(
+    settings: &Settings,
+    patience: Duration,
+) -> Result<(Connection, Vec<Finding>), OpenError> {
+    let connection = connect(settings).await?;
+    let (mut findings, empty) = find(&connection).await.map_err(other)?;
+    // A question that is not answered holds up what comes after it on its connection, so these
+    // have one of their own.
+    let probing = connect(settings).await?;
+    let probes = empty
+        .iter()
+        .map(|at| probe(&probing, &findings[*at].name, patience));
+    let answers = join_all(probes).await;
+    close(&probing).await;
+    for (at, mut answer) in empty.into_iter().zip(answers) {
+        if matches!(answer, Probed::GivenUp) {
+            // With the connection, and so for every question on it: whose it was is not said.
+            let own = connect(settings).await?;
+            answer = probe(&own, &findings[at].name, patience).await;
+            close(&own).await;
+        }
+        match answer {
+            Probed::Answered => {}
+            Probed::Silent | Probed::GivenUp => findings[at].state = State::Unusable,
+            Probed::Failed(error) => return Err(other(error)),
+        }
+    }
+    Ok((connection, findings))
+}
+
+/// How everything says it is, and which of the findings are queues that say they are empty.
+async fn find(connection: &Connection) -> Result<(Vec<Finding>, Vec<usize>), DeclareError> {
+    let (mut findings, mut empty) = (Vec::new(), Vec::new());
     for exchange in topology::EXCHANGES {
         let name = exchange.name;
         let channel = answered("a channel", connection.create_channel()).await?;
@@ -228,29 +283,36 @@ async fn find(connection: &Connection) -> Result<Vec<Finding>, DeclareError> {
     }
     for queue in topology::queues() {
         let name = &queue.name;
-        let state = insisted(|| find_queue(connection, &queue)).await?;
+        let (state, depth) = insisted(|| find_queue(connection, &queue)).await?;
+        if state == State::Fine && depth == 0 {
+            empty.push(findings.len());
+        }
         findings.push(Finding {
             kind: "queue",
             name: name.clone(),
             state,
         });
     }
-    Ok(findings)
+    Ok((findings, empty))
 }
 
-/// How one queue is. Changes nothing but what is missing in the table's own words.
-async fn find_queue(connection: &Connection, queue: &BoundQueue) -> Result<State, DeclareError> {
+/// How one queue says it is, and how many messages it says it has. Changes nothing but what is
+/// missing in the table's own words.
+async fn find_queue(
+    connection: &Connection,
+    queue: &BoundQueue,
+) -> Result<(State, u32), DeclareError> {
     let name = &queue.name;
     let channel = answered("a channel", connection.create_channel()).await?;
     match answered(name, passive_queue(&channel, name)).await {
         Err(error) => {
             is_missing(Err::<(), _>(error))?;
-            Ok(State::Missing)
+            Ok((State::Missing, 0))
         }
-        Ok(depth) => match compared("queue", name, declare_queue(&channel, queue)).await? {
-            State::Fine if depth == 0 && !answers(connection, name).await? => Ok(State::Unusable),
-            state => Ok(state),
-        },
+        Ok(depth) => {
+            let state = compared("queue", name, declare_queue(&channel, queue)).await?;
+            Ok((state, depth))
+        }
     }
 }
 
@@ -258,7 +320,7 @@ async fn delete_queue(connection: &Connection, name: &str) -> Result<(), Declare
     let channel = answered("a channel", connection.create_channel()).await?;
     // Not `if_empty`: such a queue cannot say whether it is.
     let delete = channel.queue_delete(name.into(), QueueDeleteOptions::default());
-    answered(name, delete).await.map(drop)
+    answered_within(DELETE_MAX, name, delete).await.map(drop)
 }
 
 /// Asks again, on a channel of its own, while the answer was lost.
@@ -296,22 +358,33 @@ async fn passive_queue(channel: &Channel, name: &str) -> lapin::Result<u32> {
     Ok(queue.message_count())
 }
 
-/// Whether an empty queue says so. Asked of empty queues only, so that no message is taken out
-/// and put back, which counts as a return.
-async fn answers(connection: &Connection, name: &str) -> Result<bool, DeclareError> {
-    let channel = answered("a channel", connection.create_channel()).await?;
+/// What came of asking a queue for a message.
+enum Probed {
+    Answered,
+    Silent,
+    /// The server could not ask the queue, and closed the connection.
+    GivenUp,
+    /// It says nothing about the queue.
+    Failed(DeclareError),
+}
+
+/// Whether an empty queue answers a question. Asked of empty queues only, so that no message is
+/// taken out and put back, which counts as a return; closing the connection gives back what a
+/// publisher put there meanwhile.
+async fn probe(connection: &Connection, name: &str, patience: Duration) -> Probed {
+    let channel = match answered("a channel", connection.create_channel()).await {
+        Ok(channel) => channel,
+        Err(error) => return Probed::Failed(error),
+    };
     let get = channel.basic_get(name.into(), BasicGetOptions::default());
-    match tokio::time::timeout(PROBE_MAX, get).await {
-        // Closing the channel gives back what a publisher put there meanwhile.
-        Ok(Ok(_)) => {
-            _ = tokio::time::timeout(PROBE_MAX, channel.close(200, "probed".into())).await;
-            Ok(true)
+    match answered_within(patience, name, get).await {
+        Ok(_) => Probed::Answered,
+        Err(DeclareError::Timeout { .. }) => Probed::Silent,
+        Err(DeclareError::Amqp { source, .. }) if code(&source) == Some(INTERNAL_ERROR) => {
+            tracing::debug!(queue = name, error = %source, "probe given up by the server");
+            Probed::GivenUp
         }
-        Ok(Err(error)) => {
-            tracing::debug!(queue = name, %error, "probe failed");
-            Ok(false)
-        }
-        Err(_) => Ok(false),
+        Err(error) => Probed::Failed(error),
     }
 }
 
@@ -382,13 +455,24 @@ async fn answered<T>(
     name: &str,
     request: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, DeclareError> {
-    match tokio::time::timeout(ANSWER_MAX, request).await {
+    answered_within(ANSWER_MAX, name, request).await
+}
+
+async fn answered_within<T>(
+    waited: Duration,
+    name: &str,
+    request: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, DeclareError> {
+    match tokio::time::timeout(waited, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(DeclareError::Amqp {
             name: name.into(),
             source,
         }),
-        Err(_) => Err(DeclareError::Timeout { name: name.into() }),
+        Err(_) => Err(DeclareError::Timeout {
+            name: name.into(),
+            waited,
+        }),
     }
 }
 
@@ -475,7 +559,7 @@ async fn connect(settings: &Settings) -> Result<Connection, OpenError> {
 
 async fn close(connection: &Connection) {
     // The answer is known; a connection that cannot say goodbye ends with the process.
-    _ = tokio::time::timeout(PROBE_MAX, connection.close(200, "done".into())).await;
+    _ = tokio::time::timeout(GOODBYE_MAX, connection.close(200, "done".into())).await;
 }
 
 fn other(error: DeclareError) -> OpenError {
