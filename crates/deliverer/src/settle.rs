@@ -63,7 +63,7 @@ impl Deliverer {
             End::Delivered => metrics.delivered.inc(),
             End::Filtered(stopped) => {
                 metrics.filtered.inc();
-                debug!(%event_id, %subscription_id, clause = stopped.clause, "delivery filtered");
+                debug!(%event_id, %subscription_id, clause = &*stopped.clause, "delivery filtered");
             }
             End::Retry(due) => {
                 debug!(

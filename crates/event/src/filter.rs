@@ -1,7 +1,7 @@
 //! Whether a subscription wants an event that matched it. Pure; called by the deliverer, and by
 //! whoever explains.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -37,8 +37,8 @@ pub struct Filter {
 /// The clause that stopped an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {
-    /// `actions`, `statuses`, `changed_fields` or `where`.
-    pub clause: &'static str,
+    /// `actions`, `statuses`, `changed_fields`, `where`; `dialect` or a dialect's parameter.
+    pub clause: Cow<'static, str>,
     /// What was wanted and what was found, in one sentence without payload.
     pub detail: String,
 }
@@ -87,7 +87,7 @@ impl Filter {
         if !self.actions.is_empty() && !self.actions.iter().any(|wanted| wanted == action) {
             let detail = format!("wanted {}, got `{action}`", any_of(&self.actions));
             return Err(Stopped {
-                clause: "actions",
+                clause: "actions".into(),
                 detail,
             });
         }
@@ -97,7 +97,7 @@ impl Filter {
                 let got = status.map_or("none".into(), |status| format!("`{}`", shown(status, 64)));
                 let detail = format!("wanted {}, got {got}", any_of(&self.statuses));
                 return Err(Stopped {
-                    clause: "statuses",
+                    clause: "statuses".into(),
                     detail,
                 });
             }
@@ -111,14 +111,14 @@ impl Filter {
                 None => format!("wanted a change of {wanted}, the event carries no changes"),
             };
             return Err(Stopped {
-                clause: "changed_fields",
+                clause: "changed_fields".into(),
                 detail,
             });
         }
         match &self.expression {
             None => Ok(()),
             Some(expression) => expression.holds(event).map_err(|detail| Stopped {
-                clause: "where",
+                clause: "where".into(),
                 detail: detail.into(),
             }),
         }
