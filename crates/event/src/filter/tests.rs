@@ -165,7 +165,7 @@ fn every_clause_given_must_hold() {
     let event = event();
     let all = |action: &str, status: &str, changed: &str, expression: &str| {
         let spec = spec(&[action], &[status], &[changed], Some(expression));
-        judge(&spec, &event).map_err(|stopped| stopped.clause)
+        judge(&spec, &event).map_err(|stopped| stopped.clause.into_owned())
     };
     assert_eq!(
         all("updated", "confirmed", "note", "event.data.vip"),
@@ -173,19 +173,19 @@ fn every_clause_given_must_hold() {
     );
     assert_eq!(
         all("created", "confirmed", "note", "event.data.vip"),
-        Err("actions")
+        Err("actions".to_owned())
     );
     assert_eq!(
         all("updated", "canceled", "note", "event.data.vip"),
-        Err("statuses")
+        Err("statuses".to_owned())
     );
     assert_eq!(
         all("updated", "confirmed", "room", "event.data.vip"),
-        Err("changed_fields")
+        Err("changed_fields".to_owned())
     );
     assert_eq!(
         all("updated", "confirmed", "note", "!event.data.vip"),
-        Err("where")
+        Err("where".to_owned())
     );
 }
 
