@@ -30,7 +30,8 @@ impl Cursor {
             .strip_prefix(list)?
             .strip_prefix(':')?
             .split_once(':')?;
-        let of_ours = id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        // Ids of ours, or an event's id and its tenant.
+        let of_ours = id.len() <= 260 && id.bytes().all(|b| b.is_ascii_graphic());
         let cursor = Self {
             at: at.parse().ok().filter(|_| of_ours)?,
             id: id.to_owned(),

@@ -7,8 +7,10 @@
 //! or be in the middle of a transaction.
 
 use std::{
+    collections::BTreeSet,
     ops::{Deref, DerefMut},
     str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -57,12 +59,35 @@ const POSTGRES_SETUP: &str = "SET statement_timeout = '5s'; \
 const POSTGRES_OPENING: &str =
     "SET LOCAL statement_timeout = '5min'; SELECT pg_advisory_xact_lock(5771460110320914);";
 
+/// One step from an empty database to today's tables, in each database's words.
+struct Step {
+    name: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+/// Reads a step from `migrations/`.
+macro_rules! step {
+    ($file:literal) => {
+        Step {
+            name: $file,
+            sqlite: include_str!(concat!("../migrations/sqlite/", $file, ".sql")),
+            postgres: include_str!(concat!("../migrations/postgres/", $file, ".sql")),
+        }
+    };
+}
+
+/// Every step, in order, never changed once released.
+const MIGRATIONS: &[Step] = &[step!("0001_first"), step!("0002_log")];
+
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
     readers: AnyPool,
     writer: AnyPool,
     is_sqlite: bool,
+    /// Days that have their partitions, as far as this process knows.
+    days: Mutex<BTreeSet<i64>>,
 }
 
 impl Database {
@@ -80,6 +105,7 @@ impl Database {
                     readers,
                     writer,
                     is_sqlite: true,
+                    days: Mutex::default(),
                 })
             }
             Location::Postgres(_) => {
@@ -91,6 +117,7 @@ impl Database {
                     readers: writer.clone(),
                     writer,
                     is_sqlite: false,
+                    days: Mutex::default(),
                 })
             }
         }
@@ -101,6 +128,7 @@ impl Database {
         Ok(Lease {
             connection: self.readers.acquire().await?,
             whole: false,
+            commit: "COMMIT",
         })
     }
 
@@ -135,14 +163,35 @@ impl Database {
     /// A connection with a transaction begun. SQLite takes its write lock now, because a
     /// transaction that read first could not wait for it later.
     pub(crate) async fn write(&self) -> Result<Lease, Error> {
-        let mut lease = Lease {
-            connection: self.writer.acquire().await?,
-            whole: false,
-        };
-        let begin = if self.is_sqlite {
+        self.begin(if self.is_sqlite {
             "BEGIN IMMEDIATE"
         } else {
             "BEGIN"
+        })
+        .await
+    }
+
+    /// As [`Self::write`], for what may be lost with the machine's power: the commit does not wait
+    /// for the disk.
+    pub(crate) async fn write_lightly(&self) -> Result<Lease, Error> {
+        let mut lease = self
+            .begin(if self.is_sqlite {
+                "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE"
+            } else {
+                "BEGIN; SET LOCAL synchronous_commit = off"
+            })
+            .await?;
+        if self.is_sqlite {
+            lease.commit = "COMMIT; PRAGMA synchronous = FULL";
+        }
+        Ok(lease)
+    }
+
+    async fn begin(&self, begin: &'static str) -> Result<Lease, Error> {
+        let mut lease = Lease {
+            connection: self.writer.acquire().await?,
+            whole: false,
+            commit: "COMMIT",
         };
         loop {
             match sqlx::raw_sql(begin).execute(&mut *lease).await {
@@ -153,25 +202,38 @@ impl Database {
         Ok(lease)
     }
 
+    /// Whether it is SQLite, for the few statements that have no words in common.
+    pub(crate) fn is_sqlite(&self) -> bool {
+        self.is_sqlite
+    }
+
+    /// Days that have their partitions, as far as this process knows.
+    pub(crate) fn days(&self) -> MutexGuard<'_, BTreeSet<i64>> {
+        self.days.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A transaction that no other process's opening runs beside, with the tables up to date.
     pub(crate) async fn open(&self) -> Result<Lease, Error> {
         let mut lease = within(self.write()).await?;
         if !self.is_sqlite {
             sqlx::raw_sql(POSTGRES_OPENING).execute(&mut *lease).await?;
         }
-        let first = if self.is_sqlite {
-            include_str!("../migrations/sqlite/0001_first.sql")
-        } else {
-            include_str!("../migrations/postgres/0001_first.sql")
-        };
-        let mut migrator = Migrator::with_migrations(vec![Migration::new(
-            1,
-            "first".into(),
-            MigrationType::Simple,
-            first.into_sql_str(),
-            // Neither a transaction nor a lock of its own: it runs in ours.
-            true,
-        )]);
+        let migrations = MIGRATIONS.iter().zip(1..).map(|(migration, version)| {
+            let sql = if self.is_sqlite {
+                migration.sqlite
+            } else {
+                migration.postgres
+            };
+            Migration::new(
+                version,
+                migration.name.into(),
+                MigrationType::Simple,
+                sql.into_sql_str(),
+                // Neither a transaction nor a lock of its own: it runs in ours.
+                true,
+            )
+        });
+        let mut migrator = Migrator::with_migrations(migrations.collect());
         migrator.set_locking(false);
         migrator
             .run_direct(None, &mut *lease, false)
@@ -236,6 +298,8 @@ pub(crate) async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> R
 pub(crate) struct Lease {
     connection: PoolConnection<Any>,
     whole: bool,
+    /// The words that commit, and leave the connection as it was.
+    commit: &'static str,
 }
 
 impl Lease {
@@ -246,7 +310,7 @@ impl Lease {
 
     /// Commits and gives the connection back.
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
-        sqlx::raw_sql("COMMIT").execute(&mut *self).await?;
+        sqlx::raw_sql(self.commit).execute(&mut *self).await?;
         self.whole = true;
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! What is remembered: subscriptions and their feed of changes, tokens, dead letters, quarantine.
+//! What is remembered: subscriptions and their feed of changes, events, deliveries and attempts,
+//! tokens, dead letters, quarantine.
 //!
 //! One face over SQLite and PostgreSQL. The store is never on a delivery's path: router and
 //! deliverer live on the [`feed`], which goes on with what it has while the store is away.
@@ -16,6 +17,7 @@ mod error;
 pub mod feed;
 mod keyring;
 mod location;
+pub mod log;
 mod quarantine;
 mod subscriptions;
 mod time;
@@ -33,7 +35,13 @@ use event::{
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-pub use crate::error::Error;
+pub use crate::{
+    error::Error,
+    log::{
+        DeliveryFilter, DeliveryRecord, DeliveryRow, EventFilter, EventRecord, EventRow,
+        LoggedAttempt, Period, PeriodCount, Recorded,
+    },
+};
 use crate::{
     database::{Database, within},
     keyring::{Keys, Source},
