@@ -1,9 +1,50 @@
-//! From messages on the dead and quarantine queues to rows. Pure.
+//! From messages on the recorder's queues to what the store takes. Pure.
 
 use broker::Received;
-use event::{delivery::DeadLetter, reason::QuarantineReason};
+use event::{
+    delivery::DeadLetter,
+    log::{ArchiveBatch, Archived, LogBatch, LogEntry},
+    reason::QuarantineReason,
+};
 use jiff::Timestamp;
+use serde::Serialize;
 use store::Quarantined;
+
+/// Events as a router archived them, or why they cannot be read.
+pub(crate) fn archived(message: &Received) -> Result<Vec<Archived>, String> {
+    let batch: ArchiveBatch = serde_json::from_slice(&message.body)
+        .map_err(|error| format!("a message on the archive queue is not of ours: {error}"))?;
+    Ok(batch.events)
+}
+
+/// Outcomes as a deliverer logged them, or why they cannot be read.
+pub(crate) fn logged(message: &Received) -> Result<Vec<LogEntry>, String> {
+    let batch: LogBatch = serde_json::from_slice(&message.body)
+        .map_err(|error| format!("a message on the log queue is not of ours: {error}"))?;
+    Ok(batch.entries)
+}
+
+/// A record that the store will never take.
+pub(crate) fn refused(
+    record: &impl Serialize,
+    source: &str,
+    detail: String,
+    now: Timestamp,
+) -> Quarantined {
+    // It was read from JSON a moment ago, so that it can be written again.
+    let body = serde_json::to_vec(record).unwrap_or_default();
+    let reason = QuarantineReason::HandlerFailed;
+    Quarantined {
+        id: Quarantined::id_for(&body, reason, source, None),
+        reason,
+        detail,
+        first_seen: now,
+        source: source.to_owned(),
+        message_id: None,
+        content_type: Some("application/json".into()),
+        body,
+    }
+}
 
 /// A dead letter as a deliverer wrote it, or why it cannot be read.
 pub(crate) fn dead_letter(message: &Received) -> Result<DeadLetter, String> {

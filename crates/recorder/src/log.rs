@@ -1,0 +1,213 @@
+//! The archive and the log: routed events and what became of their deliveries, in one transaction
+//! where they come together. A delivery that was routed and delivered within a moment is one row
+//! written once.
+
+use std::time::{Duration, Instant};
+
+use broker::{Queue, Received, Ticket};
+use event::log::{Archived, LogEntry};
+use jiff::Timestamp;
+use store::{Error, Quarantined, Store};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{Parts, RETRY_AFTER, give_back, metrics::Table, read};
+
+/// Unsettled messages held from each queue; each has many records under load.
+const PREFETCH: u16 = 256;
+/// The most records written in one transaction, and the most bytes; one message may exceed them.
+const RECORDS_MAX: usize = 2000;
+const BYTES_MAX: usize = 4 << 20;
+/// How long a batch is kept open for more: nearly every delivery ends within it, and a transaction
+/// for each would cost the store more than its rows.
+const LINGER: Duration = Duration::from_millis(200);
+/// Without a message for so long the recorder is level.
+const QUIET: Duration = Duration::from_secs(2);
+
+pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
+    let mut archive = parts.broker.consume(Queue::Archive, PREFETCH).await;
+    let mut log = parts.broker.consume(Queue::Log, PREFETCH).await;
+    'batches: loop {
+        let mut batch = Batch::default();
+        let quiet = tokio::time::sleep(QUIET);
+        tokio::pin!(quiet);
+        let mut level = false;
+        while batch.tickets.is_empty() {
+            tokio::select! {
+                () = stop.cancelled() => break 'batches,
+                message = archive.next() => match message {
+                    Some(message) => batch.add(Queue::Archive, message),
+                    None => break 'batches,
+                },
+                message = log.next() => match message {
+                    Some(message) => batch.add(Queue::Log, message),
+                    None => break 'batches,
+                },
+                () = &mut quiet, if !level => {
+                    level = true;
+                    parts.metrics.lag_seconds.set(0.0);
+                }
+            }
+        }
+        let linger = tokio::time::sleep(LINGER);
+        tokio::pin!(linger);
+        while batch.has_room() {
+            let (queue, message) = tokio::select! {
+                () = stop.cancelled() => break,
+                () = &mut linger => break,
+                message = archive.next() => (Queue::Archive, message),
+                message = log.next() => (Queue::Log, message),
+            };
+            match message {
+                Some(message) => batch.add(queue, message),
+                None => break,
+            }
+        }
+        if !batch.record(parts, stop).await {
+            break;
+        }
+    }
+    give_back(archive).await;
+    give_back(log).await;
+}
+
+/// A batch read once, written as often as it takes.
+#[derive(Default)]
+struct Batch {
+    archived: Vec<Archived>,
+    entries: Vec<LogEntry>,
+    quarantined: Vec<Quarantined>,
+    tickets: Vec<Ticket>,
+    bytes: usize,
+    /// How many of `archived`, then of `entries`, are written already.
+    done: usize,
+}
+
+impl Batch {
+    fn add(&mut self, queue: Queue, message: Received) {
+        self.bytes += message.body.len();
+        let unreadable = match queue {
+            Queue::Archive => read::archived(&message)
+                .map(|mut events| self.archived.append(&mut events))
+                .err(),
+            _ => read::logged(&message)
+                .map(|mut entries| self.entries.append(&mut entries))
+                .err(),
+        };
+        if let Some(detail) = unreadable {
+            self.quarantined
+                .push(read::unreadable(&message, detail, Timestamp::now()));
+        }
+        self.tickets.push(message.ticket);
+    }
+
+    fn len(&self) -> usize {
+        self.archived.len() + self.entries.len()
+    }
+
+    fn has_room(&self) -> bool {
+        self.len() < RECORDS_MAX && self.bytes < BYTES_MAX && self.quarantined.len() < 64
+    }
+
+    /// Records the batch, waiting out a store that is away; false when stopped before it was.
+    async fn record(mut self, parts: &Parts, stop: &CancellationToken) -> bool {
+        let metrics = &parts.metrics;
+        let oldest = self.oldest();
+        // All of it, unless that proves too much for one call.
+        let mut part = self.len().max(1);
+        let mut away = false;
+        loop {
+            let begun = Instant::now();
+            match self.write(parts, part).await {
+                Ok(finished) => {
+                    if away {
+                        info!("the store is back, recording the log again");
+                        away = false;
+                    }
+                    metrics.batch_seconds.observe(begun.elapsed().as_secs_f64());
+                    metrics.lag_since(oldest, Timestamp::now());
+                    if finished {
+                        self.tickets.drain(..).for_each(Ticket::ack);
+                        return true;
+                    }
+                    continue;
+                }
+                Err(Error::Unavailable(reason)) => {
+                    if !away {
+                        warn!(reason, "the store did not take a batch of the log, waiting");
+                        away = true;
+                    }
+                }
+                Err(error) if part > 1 => {
+                    warn!(%error, "the store refused a batch of the log, trying it in parts");
+                }
+                Err(error) => {
+                    error!(%error, "the store refused a record of the log, which goes to quarantine");
+                    self.set_aside(&error);
+                    part = self.len();
+                    continue;
+                }
+            }
+            part = (part / 2).max(1);
+            metrics.lag_since(oldest, Timestamp::now());
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(RETRY_AFTER) => {}
+            }
+        }
+    }
+
+    /// Writes the next part; whether it was the last.
+    async fn write(&mut self, parts: &Parts, part: usize) -> Result<bool, Error> {
+        if self.done < self.len() {
+            let end = (self.done + part).min(self.len());
+            let events = self.archived.len();
+            let archived = &self.archived[self.done.min(events)..end.min(events)];
+            let entries =
+                &self.entries[self.done.saturating_sub(events)..end.saturating_sub(events)];
+            let recorded = parts.store.record(archived, entries).await?;
+            self.done = end;
+            let metrics = &parts.metrics;
+            metrics.wrote(Table::Events, recorded.events);
+            metrics.wrote(Table::Deliveries, recorded.deliveries);
+            metrics.wrote(Table::Attempts, recorded.attempts);
+        }
+        if self.done < self.len() {
+            return Ok(false);
+        }
+        self.write_quarantined(&parts.store).await?;
+        parts
+            .metrics
+            .wrote(Table::Quarantine, self.quarantined.len() as u64);
+        Ok(true)
+    }
+
+    async fn write_quarantined(&self, store: &Store) -> Result<(), Error> {
+        if self.quarantined.is_empty() {
+            return Ok(());
+        }
+        store.record_quarantined(&self.quarantined).await
+    }
+
+    /// Puts the next record, which the store will never take, where a person can see it.
+    fn set_aside(&mut self, error: &Error) {
+        let events = self.archived.len();
+        let detail = format!("the store refused this record: {error}");
+        let now = Timestamp::now();
+        let row = if self.done < events {
+            read::refused(&self.archived[self.done], "archive", detail, now)
+        } else {
+            read::refused(&self.entries[self.done - events], "log", detail, now)
+        };
+        self.quarantined.push(row);
+        self.done += 1;
+    }
+
+    /// When the oldest record was made.
+    fn oldest(&self) -> Option<Timestamp> {
+        let events = self.archived.iter().map(|archived| archived.accepted_at);
+        events
+            .chain(self.entries.iter().map(|entry| entry.at))
+            .min()
+    }
+}
