@@ -9,10 +9,12 @@
 #![warn(missing_docs)]
 
 pub mod access;
+pub mod claims;
 mod crypt;
 mod cursor;
 mod database;
 mod dead_letters;
+pub mod dedup;
 mod error;
 pub mod feed;
 mod keyring;
@@ -35,18 +37,18 @@ use event::{
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+use crate::{
+    database::{Database, within},
+    keyring::{Keys, Source},
+    location::Location,
+    subscriptions::Head,
+};
 pub use crate::{
     error::Error,
     log::{
         DeliveryFilter, DeliveryRecord, DeliveryRow, EventFilter, EventRecord, EventRow,
         LoggedAttempt, Period, PeriodCount, Recorded,
     },
-};
-use crate::{
-    database::{Database, within},
-    keyring::{Keys, Source},
-    location::Location,
-    subscriptions::Head,
 };
 
 /// How long opening may take: it may change tables, encrypt everything anew, or wait for another

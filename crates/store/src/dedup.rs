@@ -1,0 +1,341 @@
+//! The same tenant and id is routed once within a window: `dedup.window`.
+//!
+//! What routers and intake of a process ask of the claims goes through here: what is asked at once
+//! is one statement, no answer is waited for longer than a bound, and while the store does not
+//! answer nothing is asked of it at all. Then duplicates are not recognized, which is said, and
+//! routing goes on.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    Error, Store,
+    claims::{Claim, Held, Key},
+};
+
+/// How long the store may take to find claims; a caller of the intake waits for it.
+const FIND_MAX: Duration = Duration::from_secs(1);
+/// How long it may take to make them; routing stands still meanwhile.
+const CLAIM_MAX: Duration = Duration::from_secs(2);
+/// How often a store that did not answer is asked again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How many ids one statement is asked about, unless one question has more.
+const GROUP_MAX: usize = 512;
+/// How many questions wait for the one under way.
+const WAITING_MAX: usize = 1024;
+/// How often claims older than the window are forgotten, and how many in one step.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_STEP: u32 = 1000;
+/// What a step leaves to everybody else who writes.
+const PRUNE_PAUSE: Duration = Duration::from_millis(20);
+
+/// `[dedup]` of the settings.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How long an id is remembered, at most 30 days; `0s` recognizes no duplicates.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+impl Settings {
+    /// What is out of bounds, with the key's name.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        let most = Duration::from_secs(30 * 24 * 3600);
+        if self.window > most {
+            vec![("dedup.window", "must be at most 30 days".to_owned())]
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+/// The claims of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Dedup {
+    state: Arc<State>,
+    finding: mpsc::Sender<Question<Key>>,
+    claiming: mpsc::Sender<Question<Claim>>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Store,
+    window: SignedDuration,
+    off: AtomicBool,
+    duplicates: AtomicU64,
+}
+
+/// What is on record for each thing asked about, in its order; `None` while nobody can say.
+type Answer = Option<Vec<Option<Held>>>;
+
+#[derive(Debug)]
+struct Question<T> {
+    about: Vec<T>,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Dedup {
+    /// Begins to answer; `None` where the window is zero. Ends with its last handle.
+    pub fn start(store: Store, settings: &Settings) -> Option<Self> {
+        let window = SignedDuration::try_from(settings.window).ok()?;
+        if window.is_zero() {
+            return None;
+        }
+        let state = Arc::new(State {
+            store,
+            window,
+            off: AtomicBool::new(false),
+            duplicates: AtomicU64::new(0),
+        });
+        let (finding, to_find) = mpsc::channel(WAITING_MAX);
+        let (claiming, to_claim) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(answer(state.clone(), to_find));
+        tokio::spawn(answer(state.clone(), to_claim));
+        Some(Self {
+            state,
+            finding,
+            claiming,
+        })
+    }
+
+    /// What is on record for these ids. `None` while the store does not answer.
+    pub async fn find(&self, keys: Vec<Key>) -> Answer {
+        self.state.ask(&self.finding, keys).await
+    }
+
+    /// Claims ids; of one that is there twice the first is meant, and is what is on record for the
+    /// second. `None` for what is claimed now; the whole is `None` while the store does not answer.
+    pub async fn claim(&self, claims: Vec<Claim>) -> Answer {
+        self.state.ask(&self.claiming, claims).await
+    }
+
+    /// Whether duplicates are not recognized just now, because the store does not answer.
+    pub fn is_off(&self) -> bool {
+        self.state.off.load(Ordering::Relaxed)
+    }
+
+    /// Counts events that were published before and dropped.
+    pub fn count_duplicates(&self, count: u64) {
+        self.state.duplicates.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many there were in this process.
+    pub fn duplicates(&self) -> u64 {
+        self.state.duplicates.load(Ordering::Relaxed)
+    }
+
+    /// Forgets claims older than the window, in small steps, until `stop`.
+    pub async fn prune(self, stop: CancellationToken) {
+        let pruning = async {
+            loop {
+                tokio::time::sleep(PRUNE_EVERY).await;
+                if !self.is_off() {
+                    self.prune_once().await;
+                }
+            }
+        };
+        stop.run_until_cancelled(pruning).await;
+    }
+
+    async fn prune_once(&self) {
+        loop {
+            let before = self.state.since(Timestamp::now());
+            match self.state.store.prune_claims(before, PRUNE_STEP).await {
+                Ok(count) if count >= u64::from(PRUNE_STEP) => {
+                    tokio::time::sleep(PRUNE_PAUSE).await;
+                }
+                Ok(_) => break,
+                Err(error) => {
+                    debug!(%error, "old claims could not be forgotten yet");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn since(&self, now: Timestamp) -> Timestamp {
+        now.checked_sub(self.window).unwrap_or(Timestamp::MIN)
+    }
+
+    async fn ask<T>(&self, lane: &mpsc::Sender<Question<T>>, about: Vec<T>) -> Answer {
+        if self.off.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        lane.send(Question { about, answer }).await.ok()?;
+        answered.await.ok()?
+    }
+
+    /// Says once that the store does not answer, and asks it again until it does.
+    fn go_off(self: &Arc<Self>, error: &Error) {
+        if !self.off.swap(true, Ordering::Relaxed) {
+            warn!(%error, "the store does not answer: events that are published twice are delivered twice");
+            tokio::spawn(until_back(Arc::downgrade(self)));
+        }
+    }
+}
+
+async fn until_back(state: Weak<State>) {
+    loop {
+        tokio::time::sleep(TRY_AGAIN).await;
+        let Some(state) = state.upgrade() else {
+            return;
+        };
+        match timeout(CLAIM_MAX, state.store.can_claim()).await {
+            Ok(Ok(())) => {
+                state.off.store(false, Ordering::Relaxed);
+                info!("the store answers again: duplicates are recognized");
+                return;
+            }
+            Ok(Err(error)) => debug!(%error, "the store does not answer yet"),
+            Err(_) => debug!("the store does not answer yet"),
+        }
+    }
+}
+
+/// What can be asked about.
+trait About: Send + Sync + 'static {
+    fn key(&self) -> &Key;
+    /// What is on record once this one, of which nothing was found, has been dealt with.
+    fn leaves(&self) -> Option<Held>;
+    /// Asks the store about different ids.
+    fn ask(
+        state: &State,
+        about: &[Self],
+    ) -> impl Future<Output = Result<Vec<Option<Held>>, Error>> + Send
+    where
+        Self: Sized;
+    const PATIENCE: Duration;
+}
+
+impl About for Key {
+    fn key(&self) -> &Key {
+        self
+    }
+
+    fn leaves(&self) -> Option<Held> {
+        None
+    }
+
+    async fn ask(state: &State, about: &[Self]) -> Result<Vec<Option<Held>>, Error> {
+        let since = state.since(Timestamp::now());
+        state.store.claimed(about, since).await
+    }
+
+    const PATIENCE: Duration = FIND_MAX;
+}
+
+impl About for Claim {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn leaves(&self) -> Option<Held> {
+        Some(self.held.clone())
+    }
+
+    async fn ask(state: &State, about: &[Self]) -> Result<Vec<Option<Held>>, Error> {
+        let now = Timestamp::now();
+        state.store.claim(about, now, state.since(now)).await
+    }
+
+    const PATIENCE: Duration = CLAIM_MAX;
+}
+
+/// Answers questions, those that wait at once with one statement. While one is under way the next
+/// ones gather.
+async fn answer<T: About>(state: Arc<State>, mut questions: mpsc::Receiver<Question<T>>) {
+    while let Some(first) = questions.recv().await {
+        let mut count = first.about.len();
+        let mut group = vec![first];
+        while count < GROUP_MAX
+            && let Ok(next) = questions.try_recv()
+        {
+            count += next.about.len();
+            group.push(next);
+        }
+        let (abouts, answers): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .map(|question| (question.about, question.answer))
+            .unzip();
+        let sizes: Vec<_> = abouts.iter().map(Vec::len).collect();
+        let found = ask_once(&state, abouts.into_iter().flatten().collect()).await;
+        let mut found = found.map(Vec::into_iter);
+        for (size, answer) in sizes.into_iter().zip(answers) {
+            let part = found
+                .as_mut()
+                .map(|found| found.by_ref().take(size).collect());
+            // Who asked may have gone.
+            drop(answer.send(part));
+        }
+    }
+}
+
+/// Asks about each id once, whatever was asked about it how often.
+async fn ask_once<T: About>(state: &Arc<State>, abouts: Vec<T>) -> Answer {
+    // It may have gone away while these were waiting.
+    if state.off.load(Ordering::Relaxed) {
+        return None;
+    }
+    let mut firsts: HashMap<Key, usize> = HashMap::with_capacity(abouts.len());
+    let mut unique = Vec::with_capacity(abouts.len());
+    // For each thing asked, which of the unique ones answers it, and whether it is that one.
+    let mut places = Vec::with_capacity(abouts.len());
+    for about in abouts {
+        let place = *firsts.entry(about.key().clone()).or_insert(unique.len());
+        let is_first = place == unique.len();
+        places.push((place, is_first));
+        if is_first {
+            unique.push(about);
+        }
+    }
+    let asking = T::ask(state, &unique);
+    let found = timeout(T::PATIENCE, asking).await.unwrap_or_else(|_| {
+        let patience = T::PATIENCE;
+        Err(Error::Unavailable(format!("no answer within {patience:?}")))
+    });
+    match found {
+        Ok(found) => Some(
+            places
+                .into_iter()
+                .map(|(place, is_first)| {
+                    let on_record = found[place].clone();
+                    if is_first {
+                        on_record
+                    } else {
+                        on_record.or_else(|| unique[place].leaves())
+                    }
+                })
+                .collect(),
+        ),
+        Err(error) => {
+            state.go_off(&error);
+            None
+        }
+    }
+}
