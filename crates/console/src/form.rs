@@ -93,6 +93,21 @@ impl Form {
             .push((format!("{}{name}", self.prefix), message.into()));
     }
 
+    /// Whether something wrong was noted with a field.
+    pub(crate) fn has_fault(&self, name: &str) -> bool {
+        let pointer = format!("{}{name}", self.prefix);
+        self.faults.iter().any(|(at, _)| *at == pointer)
+    }
+
+    /// Takes text that has to be there.
+    pub(crate) fn required(&mut self, name: &'static str) -> Option<String> {
+        let text = self.text(name);
+        if text.is_none() && !self.has_fault(name) {
+            self.find(name, "is required");
+        }
+        text
+    }
+
     /// Takes a field; null is like none.
     pub(crate) fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);

@@ -1,6 +1,7 @@
 //! `/v1/subscriptions`: who wants what, written how, sent where.
 
 mod shown;
+mod vcita;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,8 +16,8 @@ use axum::{
 use event::{
     Subscription, SubscriptionId, Tenant,
     access::Scope,
-    secret::{SigningKey, SigningKeys, SigningKind},
-    subscription::{Rules, SubscriptionState, parse_new, parse_patch},
+    secret::{LiveKey, SigningKey, SigningKeys, SigningKind},
+    subscription::{Rules, SigningChoice, SubscriptionState, parse_new, parse_patch},
 };
 use jiff::{SignedDuration, Timestamp};
 use service::http::Problem;
@@ -53,6 +54,7 @@ pub(crate) fn routes() -> Router<Arc<App>> {
         .route("/v1/subscriptions/{id}/pause", post(pause))
         .route("/v1/subscriptions/{id}/resume", post(resume))
         .route("/v1/subscriptions/{id}/rotate-secret", post(rotate))
+        .merge(vcita::routes())
 }
 
 async fn create(
@@ -63,26 +65,10 @@ async fn create(
 ) -> Answer {
     caller.must(Scope::Manage)?;
     let body = form::body(&headers, body).await?;
-    let (subscription, signing, mut given) = with_rules(&app, &caller, |rules| {
+    let (subscription, signing, given) = with_rules(&app, &caller, |rules| {
         parse_new(&body, rules, Timestamp::now()).map_err(refused)
     })?;
-    let mut keys = SigningKeys::default();
-    let kinds = [
-        (signing.v1a, SigningKind::Ed25519),
-        (signing.v1, SigningKind::Hmac),
-    ];
-    for (_, kind) in kinds.into_iter().filter(|(wanted, _)| *wanted) {
-        keys.0.insert(
-            0,
-            event::secret::LiveKey {
-                key: match given.take_if(|key| key.kind() == kind) {
-                    Some(given) => given,
-                    None => fresh_key(kind)?,
-                },
-                expires_at: None,
-            },
-        );
-    }
+    let keys = fresh_keys(signing, given)?;
     let stored = Stored { subscription, keys };
     let stored = app
         .store
@@ -334,6 +320,24 @@ fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules<'_>) -> T)
         dialects: &*app.dialects,
         tenant,
     })
+}
+
+/// The keys of a new subscription; one that the receiver has already stands in a fresh one's place.
+fn fresh_keys(signing: SigningChoice, mut given: Option<SigningKey>) -> Answer<SigningKeys> {
+    let mut keys = SigningKeys::default();
+    let kinds = [
+        (signing.v1a, SigningKind::Ed25519),
+        (signing.v1, SigningKind::Hmac),
+    ];
+    for (_, kind) in kinds.into_iter().filter(|(wanted, _)| *wanted) {
+        let key = match given.take_if(|key| key.kind() == kind) {
+            Some(given) => given,
+            None => fresh_key(kind)?,
+        };
+        let expires_at = None;
+        keys.0.insert(0, LiveKey { key, expires_at });
+    }
+    Ok(keys)
 }
 
 fn fresh_key(kind: SigningKind) -> Answer<SigningKey> {
