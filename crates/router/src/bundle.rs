@@ -8,36 +8,40 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use broker::Ticket;
-use event::{
-    Event, SubscriptionId,
-    delivery::{Bundle, Item, Recipient},
-};
+use event::{SubscriptionId, delivery::Recipient};
 use jiff::Timestamp;
 use prometheus::IntCounter;
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 /// The message some parts were made from. Acknowledged when the last of them is confirmed, and
-/// its events count as routed then.
+/// those of its events that were routed count then.
 #[derive(Debug)]
 pub(crate) struct Source {
     ticket: std::sync::Mutex<Option<Ticket>>,
     open: AtomicUsize,
-    events: u64,
+    events: AtomicU64,
     routed: IntCounter,
 }
 
 impl Source {
-    pub(crate) fn new(ticket: Ticket, events: usize, routed: &IntCounter) -> Arc<Self> {
+    pub(crate) fn new(ticket: Ticket, routed: &IntCounter) -> Arc<Self> {
         Arc::new(Self {
             ticket: std::sync::Mutex::new(Some(ticket)),
             open: AtomicUsize::new(1),
-            events: events as u64,
+            events: AtomicU64::new(0),
             routed: routed.clone(),
         })
+    }
+
+    /// One more of its events is being routed.
+    pub(crate) fn routes_one(&self) {
+        self.events.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether the broker hands the message out again in any case.
@@ -49,7 +53,8 @@ impl Source {
         ticket.as_ref().is_some_and(Ticket::is_void)
     }
 
-    fn hold(&self) {
+    /// One more part has to be confirmed.
+    pub(crate) fn hold(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -62,11 +67,29 @@ impl Source {
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .take();
             if let Some(ticket) = ticket {
-                self.routed.inc_by(self.events);
+                self.routed.inc_by(self.events.load(Ordering::Relaxed));
                 ticket.ack();
             }
         }
     }
+}
+
+/// An event as JSON, written once for all that is made of it.
+pub(crate) type EventJson = Arc<Box<RawValue>>;
+
+/// As [`event::delivery::Bundle`] reads it, with its events written already.
+#[derive(Debug, Serialize)]
+pub(crate) struct Bundle {
+    items: Vec<Item>,
+}
+
+/// As [`event::delivery::Item`] reads it.
+#[derive(Debug, Serialize)]
+struct Item {
+    event: EventJson,
+    accepted_at: Timestamp,
+    revision: u64,
+    to: Vec<Recipient>,
 }
 
 /// A part of a bundle to be, and where it came from.
@@ -109,14 +132,13 @@ impl Waiting {
     /// Adds an event with everybody it goes to, in parts no larger than a bundle may be.
     pub(crate) fn add(
         &mut self,
-        event: Event,
+        event: &EventJson,
         to: Vec<SubscriptionId>,
         revision: u64,
         accepted_at: Timestamp,
         source: &Arc<Source>,
     ) {
-        let event = Arc::new(event);
-        let bytes = size_of_event(&event);
+        let bytes = EVENT_BYTES + event.get().len();
         let mut to = to.into_iter().map(Recipient::first).peekable();
         while to.peek().is_some() {
             source.hold();
@@ -174,19 +196,11 @@ impl Waiting {
 /// About what a recipient adds to a bundle: `{"sub":"sub_` and 32 hex digits.
 const RECIPIENT_BYTES: usize = 48;
 
-/// About what an event adds to a bundle: exact for what may be large.
-fn size_of_event(event: &Event) -> usize {
-    let views = [&event.data, &event.changes, &event.details];
-    let views: usize = views
-        .into_iter()
-        .flatten()
-        .map(|view| view.get().len())
-        .sum();
-    512 + views
-}
+/// About what an event adds to a bundle beside itself: when it was accepted, and brackets.
+const EVENT_BYTES: usize = 100;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::AtomicBool;
 
     use broker::Settle;
@@ -214,25 +228,30 @@ mod tests {
         fn give_back(self: Box<Self>) {}
     }
 
-    fn source() -> (Arc<Source>, Arc<AtomicBool>) {
+    pub(crate) fn source() -> (Arc<Source>, Arc<AtomicBool>) {
         let acked = Arc::new(AtomicBool::new(false));
         let ticket = Ticket::new(Box::new(Acked(acked.clone())));
-        (Source::new(ticket, 1, &counter()), acked)
+        (Source::new(ticket, &counter()), acked)
+    }
+
+    /// Of a message that the broker hands out again.
+    pub(crate) fn void() -> Arc<Source> {
+        Source::new(Ticket::new(Box::new(Void)), &counter())
     }
 
     fn counter() -> IntCounter {
         IntCounter::new("routed", "Events.").expect("a counter")
     }
 
-    fn event(data_bytes: usize) -> Event {
+    fn event(data_bytes: usize) -> EventJson {
         let text = format!(
             r#"{{"id":"e","tenant":"t","type":"a.b","time":"2026-01-01T00:00:00Z","data":"{}"}}"#,
             "x".repeat(data_bytes)
         );
-        serde_json::from_str(&text).expect("an event")
+        Arc::new(RawValue::from_string(text).expect("JSON"))
     }
 
-    fn ids(count: usize) -> Vec<SubscriptionId> {
+    pub(crate) fn ids(count: usize) -> Vec<SubscriptionId> {
         (0..count)
             .map(|n| SubscriptionId::parse(&format!("sub_{n}")).expect("an id"))
             .collect()
@@ -244,7 +263,7 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         for count in [1, 2, 2, 1] {
             let (source, _) = source();
-            waiting.add(event(10), ids(count), 1, now, &source);
+            waiting.add(&event(10), ids(count), 1, now, &source);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| waiting.pack())
             .map(|packed| packed.deliveries)
@@ -256,9 +275,8 @@ mod tests {
     fn what_the_broker_hands_out_again_is_left_out() {
         let mut waiting = Waiting::new(10, 1 << 20);
         let now = Timestamp::UNIX_EPOCH;
-        let void = || Source::new(Ticket::new(Box::new(Void)), 1, &counter());
         for source in [void(), source().0, void(), source().0, void()] {
-            waiting.add(event(10), ids(1), 1, now, &source);
+            waiting.add(&event(10), ids(1), 1, now, &source);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| waiting.pack())
             .map(|packed| packed.deliveries)
@@ -268,11 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn a_deliverer_reads_what_was_packed() {
+        let mut waiting = Waiting::new(10, 1 << 20);
+        let at: Timestamp = "2026-03-01T12:00:00.25Z".parse().expect("a time");
+        waiting.add(&event(3), ids(2), 7, at, &source().0);
+        let packed = waiting.pack().expect("a bundle");
+        let written = serde_json::to_vec(&packed.bundle).expect("JSON");
+        let read: event::delivery::Bundle = serde_json::from_slice(&written).expect("a bundle");
+        let item = &read.items[0];
+        assert_eq!((item.revision, item.accepted_at, item.to.len()), (7, at, 2));
+        assert_eq!(
+            item.event.data.as_ref().map(|data| data.get()),
+            Some(r#""xxx""#)
+        );
+        assert_eq!(
+            serde_json::to_vec(&read).expect("JSON"),
+            written,
+            "in the same words"
+        );
+    }
+
+    #[test]
     fn large_events_do_not_share() {
         let mut waiting = Waiting::new(100, 1000);
         for _ in 0..2 {
             let (source, _) = source();
-            waiting.add(event(900), ids(1), 1, Timestamp::UNIX_EPOCH, &source);
+            waiting.add(&event(900), ids(1), 1, Timestamp::UNIX_EPOCH, &source);
         }
         assert_eq!(std::iter::from_fn(|| waiting.pack()).count(), 2);
     }
@@ -282,8 +321,10 @@ mod tests {
         let mut waiting = Waiting::new(10, 1 << 20);
         let (acked, routed) = (Arc::new(AtomicBool::new(false)), counter());
         let ticket = Ticket::new(Box::new(Acked(acked.clone())));
-        let source = Source::new(ticket, 2, &routed);
-        waiting.add(event(10), ids(25), 1, Timestamp::UNIX_EPOCH, &source);
+        let source = Source::new(ticket, &routed);
+        source.routes_one();
+        source.routes_one();
+        waiting.add(&event(10), ids(25), 1, Timestamp::UNIX_EPOCH, &source);
         source.release();
         let bundles: Vec<_> = std::iter::from_fn(|| waiting.pack()).collect();
         assert_eq!(bundles.len(), 3);

@@ -1,26 +1,33 @@
 //! Who wants it.
 //!
-//! take a message -> read its events (or quarantine it) -> match -> bundle -> publish -> ack.
+//! take messages -> read their events (or quarantine them) -> were they published before? ->
+//! match -> bundle and archive -> publish -> ack.
 //!
 //! A message is acknowledged only after everything made from it is confirmed. This crate judges no
 //! filter and knows no URL: it names the subscriptions that listen, and the deliverer does the rest.
 
 mod admit;
+mod archive;
 mod bundle;
 pub mod metrics;
+mod repeat;
 pub mod table;
 
 use std::sync::Arc;
 
-use broker::{
-    Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_until_taken, publish_while,
-};
-use bundle::{Packed, Source, Waiting};
-use event::{EventId, delivery::Bundle};
+use archive::{Archive, Routed, Shelf};
+use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_while};
+use bundle::{Bundle, EventJson, Source, Waiting};
+use event::{Event, EventId, SubscriptionId};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use metrics::Metrics;
-use store::feed::{Feed, Snapshot};
+use repeat::Taken;
+use store::{
+    claims::{Hash, Verdict},
+    dedup::Dedup,
+    feed::{Feed, Snapshot},
+};
 use table::MatchTable;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -78,6 +85,12 @@ impl Settings {
 /// A bundle carries at most about this many bytes, unless a single event is larger.
 const BUNDLE_BYTES_MAX: usize = 256 * 1024;
 
+/// How many archive parcels wait for their confirm at once; while they do, the next one fills up.
+const ARCHIVES_IN_FLIGHT: usize = 2;
+
+/// How many events are taken at once: about what some bundles can hold.
+const READY_MAX: usize = 256;
+
 /// What a router needs.
 #[derive(Debug)]
 pub struct Parts {
@@ -85,6 +98,10 @@ pub struct Parts {
     pub broker: Broker,
     /// The subscriptions.
     pub feed: Feed,
+    /// How much of what is routed goes to the recorder.
+    pub archive: event::log::Archive,
+    /// Tells what was published before; without it, everything is routed.
+    pub dedup: Option<Dedup>,
     /// Bounds.
     pub settings: Settings,
     /// Counters.
@@ -109,11 +126,20 @@ pub async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
     let mut router = Router {
         table: MatchTable::default().advance(snapshot),
         publisher: parts.broker.publisher(),
+        dedup: parts.dedup.clone(),
+        checking: FuturesUnordered::new(),
         waiting: Waiting::new(parts.settings.bundle_max, BUNDLE_BYTES_MAX),
         sending: FuturesUnordered::new(),
         sending_max: parts.settings.bundles_in_flight,
+        archive: Archive::new(parts.archive),
+        archiving: FuturesUnordered::new(),
         metrics: parts.metrics,
     };
+    let end = CancellationToken::new();
+    let _pruned_until_here = end.clone().drop_guard();
+    if let Some(dedup) = parts.dedup {
+        tokio::spawn(dedup.prune(end));
+    }
     router.run(consumer, &parts.feed, stop).await
 }
 
@@ -137,9 +163,14 @@ type Watch = tokio::sync::watch::Receiver<Option<Arc<Snapshot>>>;
 struct Router {
     table: MatchTable,
     publisher: Arc<dyn Publish>,
+    dedup: Option<Dedup>,
+    /// At most one: what comes meanwhile is asked about together.
+    checking: FuturesUnordered<BoxFuture<'static, (Vec<Taken>, Option<Vec<Verdict>>)>>,
     waiting: Waiting,
     sending: FuturesUnordered<BoxFuture<'static, ()>>,
     sending_max: usize,
+    archive: Archive,
+    archiving: FuturesUnordered<BoxFuture<'static, ()>>,
     metrics: Metrics,
 }
 
@@ -154,8 +185,7 @@ impl Router {
         let mut stopping = false;
         loop {
             self.send_what_fits();
-            // While bundles wait to be sent no more is taken: the broker keeps it better than we.
-            let room = self.waiting.is_empty() || self.sending.len() < self.sending_max;
+            let room = self.checking.is_empty() && self.has_room();
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => {
@@ -163,7 +193,11 @@ impl Router {
                     consumer.stop().await;
                 }
                 Ok(()) = watch.changed() => self.follow(&mut watch),
+                Some((taken, verdicts)) = self.checking.next(), if !self.checking.is_empty() => {
+                    self.settle_all(taken, verdicts, &mut watch);
+                }
                 Some(()) = self.sending.next(), if !self.sending.is_empty() => {}
+                Some(()) = self.archiving.next(), if !self.archiving.is_empty() => {}
                 message = consumer.next(), if room => match message {
                     Some(message) => self.take_ready(message, &mut *consumer, &mut watch),
                     None if stopping => break,
@@ -171,11 +205,22 @@ impl Router {
                 },
             }
         }
-        while !self.waiting.is_empty() || !self.sending.is_empty() {
+        // Nothing is being checked: no more is taken before that has its end.
+        loop {
             self.send_what_fits();
-            self.sending.next().await;
+            tokio::select! {
+                Some(()) = self.sending.next() => {}
+                Some(()) = self.archiving.next() => {}
+                else => return Ok(()),
+            }
         }
-        Ok(())
+    }
+
+    /// While bundles or archive parcels wait to be sent no more is taken: the broker keeps it
+    /// better than we.
+    fn has_room(&self) -> bool {
+        let sends_at_once = self.waiting.is_empty() || self.sending.len() < self.sending_max;
+        sends_at_once && !self.archive.is_full()
     }
 
     fn follow(&mut self, watch: &mut Watch) {
@@ -190,28 +235,31 @@ impl Router {
 
     /// Takes a message and those that are ready behind it, up to what some bundles can hold.
     fn take_ready(&mut self, first: Received, consumer: &mut dyn Consume, watch: &mut Watch) {
-        const READY_MAX: usize = 256;
-        self.take(first, watch);
-        for _ in 1..READY_MAX {
+        let mut taken = Vec::new();
+        let mut events = self.take(first, &mut taken);
+        while events < READY_MAX {
             match consumer.next().now_or_never() {
-                Some(Some(message)) => self.take(message, watch),
+                Some(Some(message)) => events += self.take(message, &mut taken),
                 // The end is seen again, and judged, by the next call.
                 Some(None) | None => break,
             }
         }
+        match &self.dedup {
+            Some(dedup) if !dedup.is_off() => {
+                let checking = repeat::check(dedup.clone(), taken);
+                self.checking.push(Box::pin(checking));
+            }
+            _ => self.settle_all(taken, None, watch),
+        }
     }
 
-    fn take(&mut self, message: Received, watch: &mut Watch) {
-        // With the message in hand, however long this thread stood still before: what was
-        // published after a change was seen in this process is matched with that change.
-        if watch.has_changed().unwrap_or(false) {
-            self.follow(watch);
-        }
-        let now = Timestamp::now();
+    /// Reads a message, or quarantines it; returns how many events it has, at least 1.
+    fn take(&mut self, message: Received, taken: &mut Vec<Taken>) -> usize {
+        let at = Timestamp::now();
         if message.redelivered {
             self.metrics.redelivered.inc();
         }
-        match admit::admit(&message, now) {
+        match admit::admit(&message, at) {
             Ok(events) => {
                 let counted = message
                     .headers
@@ -220,31 +268,130 @@ impl Router {
                 if !counted {
                     self.metrics.accepted.inc_by(events.len() as u64);
                 }
-                let source = Source::new(message.ticket, events.len(), &self.metrics.routed);
-                for event in events {
-                    self.route(event, now, &source);
-                }
-                source.release();
+                let count = events.len();
+                taken.push(Taken {
+                    message,
+                    events,
+                    at,
+                });
+                count.max(1)
             }
-            Err(unfit) => self.quarantine(message, &unfit, now),
+            Err(unfit) => {
+                let parcel = self.quarantined(&message, &unfit, at);
+                let source = Source::new(message.ticket, &self.metrics.routed);
+                self.quarantine(parcel, &source);
+                source.release();
+                1
+            }
         }
     }
 
-    fn route(&mut self, event: event::Event, now: Timestamp, source: &Arc<Source>) {
-        let to = self.table.matching(&event);
+    /// Routes what was taken; without verdicts, all of it.
+    fn settle_all(&mut self, taken: Vec<Taken>, verdicts: Option<Vec<Verdict>>, watch: &mut Watch) {
+        // With the messages in hand, however long this thread stood still before: what was
+        // published after a change was seen in this process is matched with that change.
+        if watch.has_changed().unwrap_or(false) {
+            self.follow(watch);
+        }
+        let mut verdicts = verdicts.into_iter().flatten();
+        for taken in taken {
+            let verdicts: Vec<_> = taken
+                .events
+                .iter()
+                .map(|_| verdicts.next().unwrap_or(Verdict::Route))
+                .collect();
+            self.settle(taken, &verdicts);
+        }
+    }
+
+    fn settle(&mut self, taken: Taken, verdicts: &[Verdict]) {
+        let judged = || taken.events.iter().zip(verdicts);
+        let conflicts: Vec<_> = judged()
+            .filter_map(|(event, verdict)| match verdict {
+                Verdict::Conflict(hashes) => Some(self.conflict(&taken, event, hashes)),
+                Verdict::Route | Verdict::Duplicate => None,
+            })
+            .collect();
+        let source = Source::new(taken.message.ticket, &self.metrics.routed);
+        for parcel in conflicts {
+            self.quarantine(parcel, &source);
+        }
+        let mut duplicates = 0;
+        for (event, verdict) in taken.events.iter().zip(verdicts) {
+            match verdict {
+                Verdict::Route => self.route(event, taken.at, &source),
+                Verdict::Duplicate => {
+                    debug!(event_id = %event.id, tenant = %event.tenant, "event was published before");
+                    duplicates += 1;
+                }
+                Verdict::Conflict(_) => {}
+            }
+        }
+        if let Some(dedup) = &self.dedup {
+            dedup.count_duplicates(duplicates);
+        }
+        source.release();
+    }
+
+    fn route(&mut self, event: &Event, accepted_at: Timestamp, source: &Arc<Source>) {
+        let to = self.table.matching(event);
         debug!(
             event_id = %event.id, tenant = %event.tenant, r#type = %event.kind, matched = to.len(),
             "event routed"
         );
+        source.routes_one();
         if to.is_empty() {
             self.metrics.unmatched.inc();
-        } else {
-            self.waiting
-                .add(event, to, self.table.revision(), now, source);
+            if !self.archive.is_on() {
+                return;
+            }
+        }
+        if let Err(error) = self.add(event, to, accepted_at, source) {
+            // Strings, numbers and checked raw JSON always serialize; if that ever stops being
+            // true, the message stays with the broker rather than being lost.
+            tracing::error!(event_id = %event.id, %error, "an event could not be written");
+            source.hold();
         }
     }
 
-    fn quarantine(&mut self, message: Received, unfit: &admit::Unfit, now: Timestamp) {
+    /// Adds an event to what waits for bundles and for the archive, written once for both.
+    fn add(
+        &mut self,
+        event: &Event,
+        to: Vec<SubscriptionId>,
+        accepted_at: Timestamp,
+        source: &Arc<Source>,
+    ) -> serde_json::Result<()> {
+        let json: EventJson = Arc::new(serde_json::value::to_raw_value(event)?);
+        let revision = self.table.revision();
+        let routed = Routed {
+            event,
+            json: &json,
+            accepted_at,
+            revision,
+            matched: &to,
+        };
+        self.archive.add(&routed, source)?;
+        self.waiting.add(&json, to, revision, accepted_at, source);
+        Ok(())
+    }
+
+    /// An event whose id another one has, as it goes to quarantine: its message as it came, or
+    /// where that has more events, the event alone.
+    fn conflict(&self, taken: &Taken, event: &Event, hashes: &(Hash, Hash)) -> Parcel {
+        let unfit = repeat::conflict(event, hashes);
+        let mut parcel = self.quarantined(&taken.message, &unfit, taken.at);
+        if taken.events.len() > 1
+            && let Ok(body) = serde_json::to_vec(event)
+        {
+            parcel.body = body.into();
+            event.id.as_str().clone_into(&mut parcel.message_id);
+        }
+        parcel
+    }
+
+    /// A message as it goes to quarantine, counted.
+    fn quarantined(&self, message: &Received, unfit: &admit::Unfit, now: Timestamp) -> Parcel {
         let word = unfit.reason.word();
         warn!(
             message_id = message.message_id.as_deref().unwrap_or("-"),
@@ -255,16 +402,18 @@ impl Router {
         );
         self.metrics.refused.with_label_values(&[word]).inc();
         self.metrics.quarantined.with_label_values(&[word]).inc();
-        let mut parcel = admit::quarantine(&message, unfit, now);
+        let mut parcel = admit::quarantine(message, unfit, now);
         if parcel.message_id.is_empty() {
             parcel.message_id = EventId::fresh().to_string();
         }
-        let publisher = self.publisher.clone();
-        self.sending.push(Box::pin(async move {
-            if publish_until_taken(&*publisher, parcel).await.is_ok() {
-                message.ticket.ack();
-            }
-        }));
+        parcel
+    }
+
+    fn quarantine(&mut self, parcel: Parcel, source: &Arc<Source>) {
+        source.hold();
+        let sources = vec![source.clone()];
+        let sending = send(self.publisher.clone(), parcel, sources);
+        self.sending.push(Box::pin(sending));
     }
 
     fn send_what_fits(&mut self) {
@@ -272,24 +421,33 @@ impl Router {
             let Some(packed) = self.waiting.pack() else {
                 break;
             };
+            let Some(parcel) = parcel(&packed.bundle) else {
+                continue;
+            };
             self.metrics.bundles.inc();
             self.metrics.bundled.inc_by(packed.deliveries as u64);
-            self.sending
-                .push(Box::pin(send(self.publisher.clone(), packed)));
+            let sending = send(self.publisher.clone(), parcel, packed.sources);
+            self.sending.push(Box::pin(sending));
+        }
+        while self.archiving.len() < ARCHIVES_IN_FLIGHT {
+            let Some(Shelf { body, sources }) = self.archive.pack() else {
+                break;
+            };
+            self.metrics.archived.inc_by(sources.len() as u64);
+            let parcel = Parcel::json(Route::Archive, EventId::fresh().as_str(), body);
+            let archiving = send(self.publisher.clone(), parcel, sources);
+            self.archiving.push(Box::pin(archiving));
         }
     }
 }
 
-/// Publishes one bundle and releases the messages it was made from. When the broker is closed
+/// Publishes one parcel and releases the messages it was made from. When the broker is closed
 /// under it they stay unacknowledged, and the broker hands them to another router. It stops trying
 /// once the broker hands them out again in any case.
-async fn send(publisher: Arc<dyn Publish>, packed: Packed) {
-    let Some(parcel) = parcel(&packed.bundle) else {
-        return;
-    };
-    let wanted = || packed.sources.iter().any(|source| !source.is_void());
+async fn send(publisher: Arc<dyn Publish>, parcel: Parcel, sources: Vec<Arc<Source>>) {
+    let wanted = || sources.iter().any(|source| !source.is_void());
     if publish_while(&*publisher, parcel, wanted).await.is_ok() {
-        packed.sources.iter().for_each(|source| source.release());
+        sources.iter().for_each(|source| source.release());
     }
 }
 
@@ -301,8 +459,7 @@ fn parcel(bundle: &Bundle) -> Option<Parcel> {
             body,
         )),
         Err(error) => {
-            // Strings, numbers and checked raw JSON always serialize; if that ever stops being
-            // true, the messages stay with the broker rather than being lost.
+            // As with an event that cannot be written: the messages stay with the broker.
             tracing::error!(%error, "a bundle could not be written");
             None
         }

@@ -14,6 +14,7 @@ pub struct Metrics {
     pub(crate) redelivered: IntCounter,
     pub(crate) bundles: IntCounter,
     pub(crate) bundled: IntCounter,
+    pub(crate) archived: IntCounter,
 }
 
 impl Metrics {
@@ -70,6 +71,10 @@ impl Metrics {
             bundled: counter(Opts::new(
                 "postrider_bundled_deliveries_total",
                 "Deliveries sent to the deliverers, in bundles.",
+            ))?,
+            archived: counter(Opts::new(
+                "postrider_archived_events_total",
+                "Events sent to the recorder's archive.",
             ))?,
         })
     }
