@@ -17,6 +17,7 @@ use crate::{
     scan::{self, Document, Field, Finding, Kind},
 };
 
+pub mod cloud_events;
 #[cfg(test)]
 mod tests;
 
@@ -75,12 +76,7 @@ pub fn admit_many(
 ) -> Result<Vec<Event>, Refusal> {
     let text = scan::text_of(body)?;
     let first = scan::skip_space(text, 0);
-    let mut batch = Batch {
-        envelope,
-        events: Vec::new(),
-        ids: HashSet::new(),
-        faults: Vec::new(),
-    };
+    let mut batch = Batch::new(envelope, read);
     if ndjson {
         batch.lines(text)?;
     } else if text.as_bytes().get(first) == Some(&b'[') {
@@ -123,13 +119,27 @@ pub fn quarantine_reason(refusal: &Refusal) -> QuarantineReason {
 /// Several events that are taken together or not at all.
 struct Batch<'e> {
     envelope: &'e Envelope<'e>,
+    /// How one of them is read.
+    read: Read,
     events: Vec<Event>,
     /// Tenant and id of the events so far: one body cannot hold one event twice.
     ids: HashSet<(Tenant, EventId)>,
     faults: Vec<Finding>,
 }
 
-impl Batch<'_> {
+type Read = fn(Document<'_>, &str, &Envelope<'_>) -> Result<Event, Vec<Finding>>;
+
+impl<'e> Batch<'e> {
+    fn new(envelope: &'e Envelope<'e>, read: Read) -> Self {
+        Self {
+            envelope,
+            read,
+            events: Vec::new(),
+            ids: HashSet::new(),
+            faults: Vec::new(),
+        }
+    }
+
     fn array(&mut self, text: &str, from: usize) -> Result<(), Refusal> {
         let mut at = scan::skip_space(text, from);
         if text.as_bytes().get(at) == Some(&b']') {
@@ -184,7 +194,7 @@ impl Batch<'_> {
             self.find(vec![finding("not_object", prefix, "", message)]);
             return Ok(());
         }
-        match read(document, prefix, self.envelope) {
+        match (self.read)(document, prefix, self.envelope) {
             Ok(event) => {
                 if !self.ids.insert((event.tenant.clone(), event.id.clone())) {
                     let message = "the same id as an earlier event of this batch";
