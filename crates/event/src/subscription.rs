@@ -17,12 +17,14 @@ use crate::{
     target::TargetRules,
 };
 
+pub mod disable;
 mod headers;
 mod parse;
 #[cfg(test)]
 mod tests;
 pub mod words;
 
+pub use disable::DisableAfter;
 pub use parse::{parse_new, parse_patch};
 
 /// Who wants what, written how, sent where. Serializes as contract section 4 shows it.
@@ -147,6 +149,8 @@ pub struct DeliverySpec {
     pub rate_limit: Option<RateLimit>,
     /// In which order retries may overtake.
     pub ordering: Ordering,
+    /// After what run of failures the subscription is disabled.
+    pub disable_after: DisableAfter,
 }
 
 impl Default for DeliverySpec {
@@ -157,6 +161,7 @@ impl Default for DeliverySpec {
             max_in_flight: 16,
             rate_limit: None,
             ordering: Ordering::None,
+            disable_after: DisableAfter::default(),
         }
     }
 }

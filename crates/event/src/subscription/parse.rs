@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{
-    DeliverySpec, FilterSpec, Ordering, RateLimit, Rules, SigningChoice, Subscription,
-    SubscriptionState, View, headers, words::Words,
+    DeliverySpec, DisableAfter, FilterSpec, Ordering, RateLimit, Rules, SigningChoice,
+    Subscription, SubscriptionState, View, headers, words::Words,
 };
 use crate::{
     event::EVENT_BYTES_MAX,
@@ -41,12 +41,13 @@ pub(super) const FIELDS: [&str; 13] = [
     "secret",
 ];
 const FILTER_FIELDS: [&str; 4] = ["actions", "statuses", "changed_fields", "where"];
-const DELIVERY_FIELDS: [&str; 5] = [
+const DELIVERY_FIELDS: [&str; 6] = [
     "timeout",
     "retry",
     "max_in_flight",
     "rate_limit",
     "ordering",
+    "disable_after",
 ];
 /// What only we write.
 pub(super) const OURS: [&str; 6] = [
@@ -817,6 +818,12 @@ impl<'r> Form<'r> {
         }
         if let Some(value) = fields.get("ordering") {
             spec.ordering = self.ordering(value);
+        }
+        if let Some(value) = fields.get("disable_after") {
+            match DisableAfter::try_from(value.clone()) {
+                Ok(limits) => spec.disable_after = limits,
+                Err(message) => self.find("/delivery/disable_after", message),
+            }
         }
         Some(spec)
     }

@@ -89,7 +89,8 @@ fn full() -> Value {
             "retry": { "delays": ["5s", "1m"] },
             "max_in_flight": 4,
             "rate_limit": "50/s",
-            "ordering": "none"
+            "ordering": "none",
+            "disable_after": {"failures": 10, "for": "36h"}
         }
     })
 }
@@ -158,8 +159,8 @@ fn what_is_left_out_has_its_default() {
     );
     assert_eq!(shown["view"], "full");
     assert_eq!(shown["redact"], json!([]));
-    let delivery =
-        json!({"timeout": "20s", "retry": "standard", "max_in_flight": 16, "ordering": "none"});
+    let delivery = json!({"timeout": "20s", "retry": "standard", "max_in_flight": 16, "ordering": "none",
+            "disable_after": {"for": "5d"}});
     assert_eq!(shown["delivery"], delivery);
 }
 
@@ -198,7 +199,8 @@ fn every_fault_is_named_at_once() {
         "target_url": "http://example.com:25/", "events": ["appointment.*", 5, "Nope"],
         "filter": {"where": "1 +", "action": []}, "headers": {"Host": "x", "x-a": 1},
         "delivery": {"timeout": "40s", "retry": "standart", "max_in_flight": 0,
-            "rate_limit": "fast", "ordering": "strict", "timout": 1},
+            "rate_limit": "fast", "ordering": "strict", "disable_after": {"failures": 0},
+            "timout": 1},
         "redact": ["/data"], "attributes": {"a b": "x"}, "signing": ["v2"]
     });
     let told = faults(create_for(None, &body).unwrap_err());
@@ -226,6 +228,7 @@ fn every_fault_is_named_at_once() {
         "/delivery/max_in_flight must be a whole number from 1 to 256",
         "/delivery/rate_limit must be `N/s`",
         "/delivery/ordering strict ordering is reserved and does not exist yet",
+        "/delivery/disable_after `failures` must be a whole number from 1 to 100000",
     ];
     for wanted in expected {
         assert!(
@@ -644,6 +647,7 @@ fn any_value() -> impl Strategy<Value = Value> {
             "max_in_flight",
             "rate_limit",
             "ordering",
+            "disable_after",
             "x-api-key",
             "X-Api-Key",
             "Host",

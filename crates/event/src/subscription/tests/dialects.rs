@@ -141,8 +141,8 @@ fn the_words_are_kept_and_their_meaning_stands_beside_them() {
     assert_eq!(shown["matches"], json!(["appointment.*", "payment.paid"]));
     assert_eq!(shown["size"], "extended");
     assert_eq!(shown["view"], "extended", "chosen by the parameter");
-    let delivery =
-        json!({"timeout": "5s", "retry": "none", "max_in_flight": 16, "ordering": "none"});
+    let delivery = json!({"timeout": "5s", "retry": "none", "max_in_flight": 16, "ordering": "none",
+            "disable_after": {"for": "5d"}});
     assert_eq!(shown["delivery"], delivery, "by the dialect's default");
     let back: Subscription = serde_json::from_value(shown).unwrap();
     assert_eq!(back, made_again(&back));
