@@ -48,6 +48,7 @@ impl Delivery {
     pub(crate) fn remember(&mut self, attempt: AttemptRecord) {
         self.to.attempts = attempt.number;
         self.to.parked = 0;
+        self.to.held = false;
         self.to.due = None;
         if let Some(last) = self.to.history.last_mut() {
             last.response = None;

@@ -96,6 +96,18 @@ impl Endpoint {
     /// be worth it.
     pub(crate) async fn enter(self: &Arc<Self>, patience: Duration) -> Result<Slot, Refused> {
         self.admit()?;
+        let slot = self.enter_anyway(patience).await?;
+        // The breaker may have opened while this one waited.
+        self.admit()?;
+        Ok(slot)
+    }
+
+    /// [`Self::enter`] for what a person is waiting for: neither the breaker nor a pause that the
+    /// endpoint asked for keeps it out, because how the endpoint is now is what is asked.
+    pub(crate) async fn enter_anyway(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Slot, Refused> {
         if let Ok(permit) = self.slots.clone().try_acquire_owned() {
             return Ok(self.slot(permit));
         }
@@ -111,13 +123,11 @@ impl Endpoint {
                 return Err((Cause::Busy, Duration::ZERO));
             }
         };
-        let slot = self.slot(permit);
-        // The breaker may have opened while this one waited.
-        self.admit()?;
-        Ok(slot)
+        Ok(self.slot(permit))
     }
 
-    fn admit(&self) -> Result<(), Refused> {
+    /// Whether an attempt may be made now, or why not and the least to wait.
+    pub(crate) fn admit(&self) -> Result<(), Refused> {
         self.change(|health| health.admit(Instant::now()))
     }
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use dialect::{Dialects, Speaker};
 use event::{
     Subscription, SubscriptionId, filter::Filter, subscription::RateLimit, target::TargetRules,
 };
@@ -31,6 +32,8 @@ use crate::{
 pub(crate) struct Lane {
     stored: Arc<Stored>,
     pub(crate) filter: Filter,
+    /// How it is spoken to.
+    pub(crate) speaker: Speaker,
     /// `None` where the rules of today refuse the URL.
     pub(crate) target: Option<Url>,
     /// The subscription's own headers.
@@ -51,6 +54,7 @@ struct Rate {
 /// All lanes in use, by subscription.
 pub(crate) struct Lanes {
     lanes: RwLock<HashMap<SubscriptionId, Arc<Lane>>>,
+    dialects: Arc<Dialects>,
     rules: TargetRules,
     bounds: Bounds,
     gauge: IntGaugeVec,
@@ -79,9 +83,15 @@ impl Lane {
 }
 
 impl Lanes {
-    pub(crate) fn new(rules: TargetRules, bounds: Bounds, gauge: IntGaugeVec) -> Self {
+    pub(crate) fn new(
+        dialects: Arc<Dialects>,
+        rules: TargetRules,
+        bounds: Bounds,
+        gauge: IntGaugeVec,
+    ) -> Self {
         Self {
             lanes: RwLock::default(),
+            dialects,
             rules,
             bounds,
             gauge,
@@ -123,6 +133,8 @@ impl Lanes {
                 said.join("; ")
             )
         })?;
+        let speaker = self.dialects.speaker(subscription);
+        let speaker = speaker.map_err(|error| error.to_string())?;
         let headers = headers(subscription)?;
         let window_max = subscription.delivery.max_in_flight.max(1);
         // What is known of the endpoint stays known while the URL does.
@@ -151,6 +163,7 @@ impl Lanes {
         Ok(Lane {
             stored: stored.clone(),
             filter,
+            speaker,
             target: self.rules.check_url(&subscription.target_url).ok(),
             headers,
             signer: Signer::new(&stored.keys),

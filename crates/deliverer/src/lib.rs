@@ -3,37 +3,43 @@
 //! take -> filter -> view and render -> sign -> attempt -> verdict -> settle.
 //!
 //! A bundle is acknowledged only when each of its deliveries is settled: it arrived, it was not
-//! wanted, or what was made from it (a retry on the ladder, a dead letter) is confirmed. Bounds
+//! wanted, or what was made from it (a retry on the ladder, a dead letter) is confirmed, and so is
+//! what the log says of it. Bounds
 //! come first: so many deliveries in the process, so many attempts under way, so many of them to
 //! one endpoint; what cannot go now is parked on the ladder, where it holds nothing up.
 //!
 //! The rooms: `take` and `settle` (the two ends), `bundle` (who may ack), `lane` (what is known of
-//! a subscription), `endpoint` (what it can take now), `client` (the only way out), and the pure
-//! ones: `sign`, `verdict`, `park`, `outcome` and `delivery`.
+//! a subscription), `endpoint` (what it can take now), `views` (what events lack), `client` (the
+//! only way out), `journal` (the delivery log), and the pure ones: `sign`, `verdict`, `park`,
+//! `outcome`, `record` and `delivery`.
 
 mod bundle;
 pub mod client;
 mod delivery;
 mod endpoint;
+mod journal;
 mod lane;
 pub mod metrics;
 mod outcome;
 mod park;
+mod record;
 pub mod settings;
 mod settle;
 mod sign;
 mod take;
 mod verdict;
+mod views;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use broker::{Broker, Publish, Queue};
 use dialect::{Dialects, Rendered};
 use event::{
-    SubscriptionId,
+    Subscription, SubscriptionId,
+    delivery::Purpose,
     filter::Stopped,
+    log::{Archive, Attempt},
     reason::{AttemptError, DeadReason},
-    retry::RetryPolicy,
     subscription::SubscriptionState,
 };
 use futures_util::FutureExt;
@@ -50,15 +56,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use bundle::Share;
-use client::{Client, Post};
+use client::{Client, Keep, Post};
 use delivery::Delivery;
 use endpoint::{Bounds, Refused, Slot};
+use journal::Journal;
 use lane::{Lane, Lanes};
 pub use metrics::Metrics;
 use outcome::Outcome;
 use park::Cause;
-pub use settings::{Egress, Settings};
+use record::Sent;
+pub use settings::{Egress, Loaders, Settings};
 use verdict::{Case, Verdict};
+pub use views::BadLoader;
+use views::{Loaded, Miss, Views};
 
 /// What a deliverer needs.
 #[derive(Debug)]
@@ -73,6 +83,10 @@ pub struct Parts {
     pub settings: Settings,
     /// Where deliveries may go.
     pub egress: Egress,
+    /// Where the views are fetched that events lack.
+    pub loaders: Loaders,
+    /// How much the log says.
+    pub archive: Archive,
     /// Counters.
     pub metrics: Metrics,
     /// Takes the subscriptions whose endpoint answered 410, with the reason to disable them for.
@@ -85,6 +99,12 @@ pub enum Error {
     /// The client to endpoints cannot be built.
     #[error(transparent)]
     Client(#[from] client::BuildError),
+    /// A loader cannot be used.
+    #[error(transparent)]
+    Loader(#[from] BadLoader),
+    /// A metric cannot be made.
+    #[error("a metric cannot be made")]
+    Metrics(#[source] prometheus::Error),
     /// The consumer is over.
     #[error("the deliverer's consumer ended although nobody stopped it")]
     QueueEnded,
@@ -97,6 +117,8 @@ const ROOM_PER_ATTEMPT: usize = 4;
 const CROWDED_PATIENCE: u32 = 4;
 /// A lane that nobody used for so long is forgotten.
 const IDLE_LANE: Duration = Duration::from_secs(600);
+/// Says that a person asked for the delivery: `test` or `replay`.
+const PURPOSE: HeaderName = HeaderName::from_static("x-postrider-purpose");
 /// The three headers of Standard Webhooks.
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -158,9 +180,10 @@ async fn first_snapshot(feed: &Feed, stop: &CancellationToken) -> bool {
 struct Deliverer {
     publisher: Arc<dyn Publish>,
     feed: Feed,
-    dialects: Arc<Dialects>,
     client: Client,
     lanes: Lanes,
+    views: Views,
+    journal: Journal,
     /// A permit for each delivery in the process.
     room: Arc<Semaphore>,
     room_max: usize,
@@ -179,11 +202,26 @@ struct Taken {
     _room: Option<OwnedSemaphorePermit>,
 }
 
+/// What came of a delivery in this process.
+struct Turn {
+    end: End,
+    /// The attempt that was made, for the log.
+    attempt: Option<Box<Attempt>>,
+}
+
+impl From<End> for Turn {
+    fn from(end: End) -> Self {
+        Self { end, attempt: None }
+    }
+}
+
 /// How a delivery leaves the process.
 enum End {
     Delivered,
     Filtered(Stopped),
     Retry(Timestamp),
+    /// Its subscription is paused or disabled, in words.
+    Held(String),
     Parked(Refused),
     Dead(DeadReason, String),
     /// The broker hands it out again: nothing is made of this copy.
@@ -209,12 +247,19 @@ impl Drop for InFlight<'_> {
 
 impl Deliverer {
     fn new(parts: Parts) -> Result<Self, Error> {
+        let publisher = parts.broker.publisher();
+        Self::publishing_by(publisher, parts)
+    }
+
+    fn publishing_by(publisher: Arc<dyn Publish>, parts: Parts) -> Result<Self, Error> {
         let Parts {
-            broker,
+            broker: _,
             feed,
             dialects,
             settings,
             egress,
+            loaders,
+            archive,
             metrics,
             disable,
         } = parts;
@@ -224,12 +269,17 @@ impl Deliverer {
             failures_max: settings.breaker_failures,
             pause_max: settings.breaker_pause_max,
         };
+        let counters = journal::Counters {
+            entries: metrics.log_entries.clone(),
+            batches: metrics.log_batches.clone(),
+        };
         Ok(Self {
-            publisher: broker.publisher(),
             feed,
-            dialects,
             client: Client::new(&settings, &egress)?,
-            lanes: Lanes::new(egress.rules(), bounds, metrics.endpoints.clone()),
+            lanes: Lanes::new(dialects, egress.rules(), bounds, metrics.endpoints.clone()),
+            views: Views::new(&loaders, &settings, &egress, metrics.loads.clone())?,
+            journal: Journal::new(archive, publisher.clone(), counters),
+            publisher,
             room: Arc::new(Semaphore::new(room_max)),
             room_max,
             in_flight: Semaphore::new(settings.max_in_flight),
@@ -251,42 +301,48 @@ impl Deliverer {
         let life = AssertUnwindSafe(self.live(&mut delivery, &share))
             .catch_unwind()
             .await;
-        let end = life.unwrap_or_else(|_panic| {
+        let turn = life.unwrap_or_else(|_panic| {
             error!(
                 event_id = %delivery.event.id, subscription_id = %delivery.to.subscription,
                 "a delivery panicked; it counts as a failed attempt, please report it"
             );
             self.broken_off(&mut delivery)
         });
-        if self.settle(&mut delivery, &share, &end).await {
+        let Turn { end, attempt } = turn;
+        if self.settle(&mut delivery, &share, &end, attempt).await {
             self.tell(&delivery, &end);
             share.settle();
         }
     }
 
-    async fn live(&self, delivery: &mut Delivery, share: &Share) -> End {
+    async fn live(&self, delivery: &mut Delivery, share: &Share) -> Turn {
         loop {
             if share.is_void() {
-                return End::Void;
+                return End::Void.into();
             }
             let Some(snapshot) = self.feed.snapshot() else {
-                return End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE));
+                return End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE)).into();
             };
             let lane = match self.look_up(delivery, &snapshot) {
                 Ok(lane) => lane,
-                Err(end) => return end,
+                Err(end) => return end.into(),
             };
             if let Err(end) = wanted(delivery, &lane) {
-                return end;
+                return end.into();
             }
-            let place = match self.place(&lane).await {
+            let loaded = match self.load(delivery, &lane).await {
+                Ok(loaded) => loaded,
+                Err(Miss::Refused(refused)) => return End::Parked(refused).into(),
+                Err(Miss::Failed(outcome)) => return self.not_written(delivery, &lane, &outcome),
+            };
+            let place = match self.place(&lane, delivery.to.purpose).await {
                 Ok(place) => place,
-                Err(refused) => return End::Parked(refused),
+                Err(refused) => return End::Parked(refused).into(),
             };
             // It may have waited: a subscription is judged as it is when the attempt is made, and
             // what the broker hands out again is attempted only then.
             if self.is_current(&lane) && !share.is_void() {
-                return self.attempt(delivery, &lane, place).await;
+                return self.attempt(delivery, &lane, &loaded, place).await;
             }
         }
     }
@@ -321,11 +377,28 @@ impl Deliverer {
         })
     }
 
+    /// The view that the subscription wants and the event lacks, where there is a loader of it.
+    /// Asked for before there is a place, so that nobody waits for a loader with a permit in hand.
+    async fn load(&self, delivery: &Delivery, lane: &Lane) -> Result<Loaded, Miss> {
+        let Some(view) = lane.speaker.missing_view(&delivery.event) else {
+            return Ok(Loaded::default());
+        };
+        // What cannot be attempted now needs no view now.
+        if delivery.to.purpose != Purpose::Test {
+            lane.endpoint.admit().map_err(Miss::Refused)?;
+        }
+        let patience = self.patience();
+        self.views.load(&delivery.event, view, patience).await
+    }
+
     /// Waits for room at the endpoint first and in the process second, so that who waits for a
     /// slow endpoint takes nothing from anybody else.
-    async fn place(&self, lane: &Lane) -> Result<Place<'_>, Refused> {
+    async fn place(&self, lane: &Lane, purpose: Purpose) -> Result<Place<'_>, Refused> {
         let patience = self.patience();
-        let slot = lane.endpoint.enter(patience).await?;
+        let slot = match purpose {
+            Purpose::Test => lane.endpoint.enter_anyway(patience).await?,
+            Purpose::Live | Purpose::Replay => lane.endpoint.enter(patience).await?,
+        };
         lane.keep_rate(patience).await?;
         let permit = self
             .in_flight
@@ -353,15 +426,24 @@ impl Deliverer {
         }
     }
 
-    async fn attempt(&self, delivery: &mut Delivery, lane: &Lane, place: Place<'_>) -> End {
+    async fn attempt(
+        &self,
+        delivery: &mut Delivery,
+        lane: &Lane,
+        loaded: &Loaded,
+        place: Place<'_>,
+    ) -> Turn {
         let now = Timestamp::now();
         let subscription = lane.subscription();
-        let (headers, rendered) = match self.write(delivery, lane, now) {
+        let (headers, rendered) = match self.write(delivery, lane, loaded, now) {
             Ok(written) => written,
-            Err(detail) => return End::Dead(DeadReason::RenderError, detail),
+            Err(detail) => return End::Dead(DeadReason::RenderError, detail).into(),
         };
+        let archive = self.journal.archive();
+        let view = rendered.view_sent;
+        let sent = (archive != Archive::Off)
+            .then(|| Sent::request(&headers, &rendered.body, view, loaded.note.clone()));
         self.observe_lateness(delivery, now);
-        let timeout = subscription.delivery.timeout;
         let outcome = match lane.target.clone() {
             Some(url) => {
                 self.client
@@ -369,7 +451,12 @@ impl Deliverer {
                         url,
                         headers,
                         body: rendered.body,
-                        timeout,
+                        timeout: subscription.delivery.timeout,
+                        keep: match archive {
+                            Archive::Full => Keep::All,
+                            Archive::Headers => Keep::Headers,
+                            Archive::Off => Keep::Nothing,
+                        },
                     })
                     .await
             }
@@ -379,18 +466,46 @@ impl Deliverer {
         debug!(
             event_id = %delivery.event.id, subscription_id = %subscription.id,
             delivery_id = %delivery.id(), tenant = %subscription.tenant,
-            attempt = delivery.to.attempts + 1, view = ?rendered.view_sent,
+            attempt = delivery.to.attempts + 1, view = ?view,
             status = outcome.status, error = outcome.error.map(AttemptError::word),
             duration_ms = outcome.took.as_secs_f64() * 1000.0, "attempt made"
         );
         self.count_attempt(&outcome);
-        let end = judge(delivery, &outcome, &subscription.delivery.retry, now);
+        let not_retried = &lane.speaker.policy().not_retried;
+        let end = judge(delivery, &outcome, subscription, not_retried, now);
         let pause = verdict::asked_pause(&outcome, Timestamp::now());
         place.slot.leave(&outcome, pause, || jitter(delivery));
-        if matches!(end, End::Dead(DeadReason::Gone, _)) {
+        if matches!(end, End::Dead(DeadReason::Gone, _)) && delivery.to.purpose != Purpose::Test {
             self.ask_to_disable(&subscription.id);
         }
-        end
+        let number = delivery.to.attempts;
+        Turn {
+            end,
+            attempt: sent.map(|sent| record::attempt(number, now, sent, &outcome, archive)),
+        }
+    }
+
+    /// An attempt that failed before there was anything to send: the loader of a view that the
+    /// event lacks failed.
+    fn not_written(&self, delivery: &mut Delivery, lane: &Lane, outcome: &Outcome) -> Turn {
+        let now = Timestamp::now();
+        let subscription = lane.subscription();
+        debug!(
+            event_id = %delivery.event.id, subscription_id = %subscription.id,
+            delivery_id = %delivery.id(), attempt = delivery.to.attempts + 1,
+            error = outcome.error.map(AttemptError::word), detail = outcome.detail,
+            "attempt failed for want of its view"
+        );
+        self.count_attempt(outcome);
+        let begun = now.saturating_sub(outcome.took).unwrap_or(now);
+        let end = judge(delivery, outcome, subscription, &[], begun);
+        let archive = self.journal.archive();
+        let sent = Sent::nothing(subscription.view);
+        let attempt = record::attempt(delivery.to.attempts, begun, sent, outcome, archive);
+        Turn {
+            end,
+            attempt: Some(attempt),
+        }
     }
 
     /// The request's body and headers, signed as of `now`.
@@ -398,21 +513,22 @@ impl Deliverer {
         &self,
         delivery: &Delivery,
         lane: &Lane,
+        loaded: &Loaded,
         now: Timestamp,
     ) -> Result<(HeaderMap, Rendered), String> {
-        let subscription = lane.subscription();
-        let rendered = self
-            .dialects
-            .speaker(subscription)
-            .and_then(|speaker| speaker.render(&delivery.event, None, subscription))
+        let view = loaded.view.as_ref().map(|(view, text)| (*view, &**text));
+        let rendered = lane
+            .speaker
+            .render(&delivery.event, view, lane.subscription())
             .map_err(|error| error.to_string())?;
         let id = delivery.event.id.as_str();
         let signature = lane.signer.sign(id, now, &rendered.body);
         // The subscription's own headers first: ours take the place of any of the same name.
         let mut headers = lane.headers.clone();
         let mut set = |name: HeaderName, value: &str| {
-            let value = HeaderValue::from_str(value)
+            let mut value = HeaderValue::from_str(value)
                 .map_err(|_| format!("the value of header {name} cannot be sent"))?;
+            value.set_sensitive(record::names_a_secret(name.as_str()));
             headers.insert(name, value);
             Ok::<_, String>(())
         };
@@ -426,22 +542,30 @@ impl Deliverer {
         if !signature.is_empty() {
             set(WEBHOOK_SIGNATURE, &signature)?;
         }
+        if !delivery.to.purpose.is_live() {
+            set(PURPOSE, delivery.to.purpose.word())?;
+        }
         Ok((headers, rendered))
     }
 
     /// A panic of ours, wherever it was: the attempt it broke off may have arrived.
-    fn broken_off(&self, delivery: &mut Delivery) -> End {
+    fn broken_off(&self, delivery: &mut Delivery) -> Turn {
         let outcome = Outcome::failed(AttemptError::Reset, "our own handling broke off");
         let snapshot = self.feed.snapshot();
         let stored = snapshot
             .as_ref()
             .and_then(|snapshot| snapshot.subscriptions.get(&delivery.to.subscription));
-        match stored {
-            Some(stored) => {
-                let policy = &stored.subscription.delivery.retry;
-                judge(delivery, &outcome, policy, Timestamp::now())
-            }
-            None => End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE)),
+        let Some(stored) = stored else {
+            return End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE)).into();
+        };
+        let now = Timestamp::now();
+        let end = judge(delivery, &outcome, &stored.subscription, &[], now);
+        let sent = Sent::nothing(stored.subscription.view);
+        let archive = self.journal.archive();
+        let attempt = record::attempt(delivery.to.attempts, now, sent, &outcome, archive);
+        Turn {
+            end,
+            attempt: Some(attempt),
         }
     }
 
@@ -454,9 +578,16 @@ impl Deliverer {
     }
 }
 
-/// Whether a delivery is to be made now at all, by what its subscription says at this moment.
+/// Whether a delivery is to be made now at all, by what its subscription says at this moment. A
+/// test is a person's own wish: no filter, no pause and no disabling keeps it back.
 fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
-    lane.filter.judge(&delivery.event).map_err(End::Filtered)?;
+    let is_test = delivery.to.purpose == Purpose::Test;
+    if !is_test {
+        lane.speaker
+            .judge(&delivery.event)
+            .and_then(|()| lane.filter.judge(&delivery.event))
+            .map_err(End::Filtered)?;
+    }
     if let Some(end) = delivery.event.expires_at
         && end <= Timestamp::now()
     {
@@ -465,10 +596,15 @@ fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
             format!("the event expired at {end}"),
         ));
     }
-    match lane.subscription().state {
+    let subscription = lane.subscription();
+    match subscription.state {
+        _ if is_test => Ok(()),
         SubscriptionState::Active => Ok(()),
-        SubscriptionState::Paused | SubscriptionState::Disabled => {
-            Err(End::Parked((Cause::Held, Duration::ZERO)))
+        SubscriptionState::Paused => Err(End::Held("the subscription is paused".into())),
+        SubscriptionState::Disabled => {
+            let why = subscription.disabled_reason.as_deref();
+            let why = why.map_or(String::new(), |why| format!(": {why}"));
+            Err(End::Held(format!("the subscription is disabled{why}")))
         }
     }
 }
@@ -477,17 +613,21 @@ fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
 fn judge(
     delivery: &mut Delivery,
     outcome: &Outcome,
-    policy: &RetryPolicy,
+    subscription: &Subscription,
+    not_retried: &[u16],
     begun: Timestamp,
 ) -> End {
     let attempts = delivery.to.attempts.saturating_add(1);
     if outcome.error.is_none() {
+        delivery.to.attempts = attempts;
         return End::Delivered;
     }
     delivery.remember(outcome.record(attempts, begun));
     let case = Case {
         attempts,
-        policy,
+        policy: &subscription.delivery.retry,
+        not_retried,
+        once: delivery.to.purpose == Purpose::Test,
         expires_at: delivery.event.expires_at,
         now: Timestamp::now(),
         jitter: jitter(delivery),

@@ -30,6 +30,9 @@ pub struct Metrics {
     pub(crate) endpoints: IntGaugeVec,
     pub(crate) redelivered: IntCounter,
     pub(crate) quarantined: IntCounter,
+    pub(crate) loads: IntCounterVec,
+    pub(crate) log_entries: IntCounter,
+    pub(crate) log_batches: IntCounter,
 }
 
 impl Metrics {
@@ -104,6 +107,20 @@ impl Metrics {
                 "postrider_bundles_quarantined_total",
                 "Parcels on the deliver queue that are no bundle; they went to quarantine.",
             )?,
+            loads: to.counters(
+                "postrider_loads_total",
+                "Views that an event lacked and a loader was asked for, by how that went.",
+                "result",
+                crate::views::RESULTS,
+            )?,
+            log_entries: to.counter(
+                "postrider_log_entries_total",
+                "Entries of the delivery log that were published.",
+            )?,
+            log_batches: to.counter(
+                "postrider_log_batches_total",
+                "Batches that the entries of the delivery log were published in.",
+            )?,
         })
     }
 }
@@ -158,8 +175,9 @@ mod tests {
             + AttemptError::ALL.len()
             + DeadReason::ALL.len()
             + crate::park::Cause::ALL.len()
-            + crate::endpoint::Breaker::ALL.len();
-        assert_eq!(series, labelled + 6);
+            + crate::endpoint::Breaker::ALL.len()
+            + crate::views::RESULTS.len();
+        assert_eq!(series, labelled + 8);
         assert!(
             Metrics::register(&registry).is_err(),
             "a name is registered once"

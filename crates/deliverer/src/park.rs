@@ -18,6 +18,9 @@ pub(crate) enum Cause {
     Busy,
     /// Its subscription's `rate_limit` is used up.
     RateLimit,
+    /// The loader of a view that it lacks has as many requests under way as it takes, or has been
+    /// timing out.
+    Loader,
     /// This process does not know its subscription yet.
     Snapshot,
     /// This process is stopping.
@@ -25,12 +28,13 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Held,
         Self::Breaker,
         Self::Throttled,
         Self::Busy,
         Self::RateLimit,
+        Self::Loader,
         Self::Snapshot,
         Self::Stopping,
     ];
@@ -43,6 +47,7 @@ impl Cause {
             Self::Throttled => "throttled",
             Self::Busy => "busy",
             Self::RateLimit => "rate_limit",
+            Self::Loader => "loader",
             Self::Snapshot => "snapshot",
             Self::Stopping => "stopping",
         }

@@ -1,10 +1,13 @@
 //! `[delivery]` and `[egress]` of the settings: every bound of the deliverer has its number here.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use event::target::TargetRules;
 use ipnet::IpNet;
+use secrecy::SecretString;
+
+use crate::views::template::Template;
 
 /// `[delivery]` of the settings.
 #[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
@@ -40,6 +43,8 @@ pub struct Settings {
     /// The longest such pause; the first is 1 s and each doubles. 1 s to 1 h.
     #[serde(with = "humantime_serde")]
     pub breaker_pause_max: Duration,
+    /// How much of what loaders answered is kept in memory; at most 1 GiB.
+    pub views_max: ByteSize,
 }
 
 impl Default for Settings {
@@ -54,6 +59,7 @@ impl Default for Settings {
             wait_max: Duration::from_secs(2),
             breaker_failures: 4,
             breaker_pause_max: Duration::from_secs(300),
+            views_max: ByteSize::mib(32),
         }
     }
 }
@@ -114,8 +120,72 @@ impl Settings {
             (secs(1)..=secs(3600)).contains(&self.breaker_pause_max),
             "1s to 1h",
         );
+        within(
+            "delivery.views_max",
+            self.views_max <= ByteSize::gib(1),
+            "at most 1GiB",
+        );
         faults
     }
+}
+
+/// `[loaders]` of the settings, by entity.
+pub type Loaders = BTreeMap<String, Loader>;
+
+/// `[loaders.ENTITY]`: the service that knows the records of an entity, asked for the views that
+/// events of it lack.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Loader {
+    /// Where a view is fetched, with `{id}`, and with `{view}` and `{tenant}` where wanted.
+    pub url: String,
+    /// Sent as `authorization: Bearer …`.
+    pub token: Option<SecretString>,
+    /// Sent along.
+    pub headers: BTreeMap<String, SecretString>,
+    /// Over one fetch, from resolving the name to the last byte; 100 ms to 30 s.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Fetches under way at once in this process; 1 to 256.
+    pub max_in_flight: u32,
+    /// Networks exempt from the address guard for this loader alone, besides `egress.allow`.
+    pub allow: Vec<IpNet>,
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            token: None,
+            headers: BTreeMap::new(),
+            timeout: Duration::from_secs(5),
+            max_in_flight: 16,
+            allow: Vec::new(),
+        }
+    }
+}
+
+/// What is wrong with the loaders, each with its key.
+pub fn loader_faults(loaders: &Loaders) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    for (entity, loader) in loaders {
+        let mut fault = |key: &str, message: String| {
+            faults.push((format!("loaders.{entity}.{key}"), message));
+        };
+        if let Err(message) = Template::parse(&loader.url) {
+            fault("url", message);
+        }
+        if let Err((key, message)) = loader.request_headers() {
+            fault(&key, message);
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(30)).contains(&loader.timeout) {
+            fault("timeout", "must be 100ms to 30s".into());
+        }
+        if !(1..=256).contains(&loader.max_in_flight) {
+            fault("max_in_flight", "must be 1 to 256".into());
+        }
+    }
+    faults
 }
 
 /// `[egress]` of the settings: where deliveries may go.
@@ -172,8 +242,43 @@ mod tests {
             wait_max: Duration::from_secs(60),
             breaker_failures: 0,
             breaker_pause_max: Duration::ZERO,
+            views_max: ByteSize::gib(2),
         };
         let keys: Vec<_> = settings.faults().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys.len(), 9, "{keys:?}");
+        assert_eq!(keys.len(), 10, "{keys:?}");
+    }
+
+    #[test]
+    fn a_loader_that_cannot_be_used_is_named_with_its_key() {
+        let good = Loader {
+            url: "https://a.example/{id}".into(),
+            token: Some("secret".into()),
+            ..Loader::default()
+        };
+        let bad = Loader {
+            url: "https://a.example/".into(),
+            token: Some("line\nbreak".into()),
+            timeout: Duration::ZERO,
+            max_in_flight: 0,
+            ..Loader::default()
+        };
+        let odd = Loader {
+            headers: BTreeMap::from([("no header".into(), "x".into())]),
+            ..good.clone()
+        };
+        let loaders = [("appointment", good), ("customer", bad), ("service", odd)];
+        let faults = loader_faults(&loaders.map(|(name, loader)| (name.into(), loader)).into());
+        let keys: Vec<_> = faults.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "loaders.customer.url",
+                "loaders.customer.token",
+                "loaders.customer.timeout",
+                "loaders.customer.max_in_flight",
+                "loaders.service.headers.no header",
+            ]
+        );
+        assert!(!format!("{faults:?}").contains("break"));
     }
 }

@@ -1,9 +1,13 @@
 //! Settling: what a delivery's end calls for is published and confirmed, then counted and told.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use broker::{Route, publish_while};
-use event::reason::DeliveryState;
+use broker::{Parcel, Route, publish_while};
+use event::{
+    delivery::Purpose,
+    log::{Archive, Attempt},
+    reason::DeliveryState,
+};
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
@@ -14,43 +18,65 @@ use crate::{
     jitter,
     outcome::Outcome,
     park::{self, Cause},
+    record,
 };
 
 impl Deliverer {
-    /// Publishes what the delivery's end calls for; false where that could not be, and then the
-    /// delivery must not be settled.
-    pub(crate) async fn settle(&self, delivery: &mut Delivery, share: &Share, end: &End) -> bool {
-        let parcel = match end {
-            End::Delivered | End::Filtered(_) => return true,
+    /// Publishes what the delivery's end calls for, and what the log says of it; false where that
+    /// could not be, and then the delivery must not be settled.
+    pub(crate) async fn settle(
+        &self,
+        delivery: &mut Delivery,
+        share: &Share,
+        end: &End,
+        attempt: Option<Box<Attempt>>,
+    ) -> bool {
+        match end {
+            // What arrived or was not wanted did so, whoever is handed the bundle next.
+            End::Delivered | End::Filtered(_) => {}
             // The bundle comes again: what is published from this copy would be a second delivery.
             _ if share.is_void() => return false,
             End::Void => return false,
-            End::Retry(due) => {
-                delivery.to.due = Some(*due);
-                delivery.parcel(Route::DeliverAt(SystemTime::from(*due)))
-            }
-            End::Parked((Cause::Stopping, _)) => delivery.parcel(Route::Deliver),
-            End::Parked((_, least)) => {
-                let pause = park::pause(delivery.to.parked, *least, jitter(delivery));
-                delivery.to.parked = delivery.to.parked.saturating_add(1);
-                delivery.parcel(Route::DeliverAt(SystemTime::now() + pause))
-            }
-            End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, Timestamp::now()),
-        };
-        let published = match parcel {
-            Ok(parcel) => publish_while(&*self.publisher, parcel, || !share.is_void())
-                .await
-                .map_err(|e| e.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = published {
-            if share.is_void() {
+            _ => {}
+        }
+        let was_held = delivery.to.held;
+        let parcel = match parcel(delivery, end) {
+            Ok(parcel) => parcel,
+            Err(error) => {
+                warn!(event_id = %delivery.event.id, %error, "a delivery goes back to its queue");
                 return false;
             }
-            warn!(event_id = %delivery.event.id, error, "a delivery goes back to its queue");
-            return false;
+        };
+        let entry = match self.journal.archive() {
+            Archive::Off => None,
+            _ => record::entry(delivery, was_held, end, attempt, Timestamp::now()),
+        };
+        let publish = async {
+            match parcel {
+                Some(parcel) => self.publish(parcel, delivery, share).await,
+                None => true,
+            }
+        };
+        let log = async {
+            match &entry {
+                Some(entry) => self.journal.write(entry).await,
+                None => true,
+            }
+        };
+        // Side by side: neither says anything that the other makes untrue, and both are waited for.
+        let (published, logged) = tokio::join!(publish, log);
+        published && logged
+    }
+
+    async fn publish(&self, parcel: Parcel, delivery: &Delivery, share: &Share) -> bool {
+        let published = publish_while(&*self.publisher, parcel, || !share.is_void()).await;
+        let Err(error) = published else {
+            return true;
+        };
+        if !share.is_void() {
+            warn!(event_id = %delivery.event.id, %error, "a delivery goes back to its queue");
         }
-        true
+        false
     }
 
     /// Counts and logs a delivery's end, once it is settled.
@@ -60,6 +86,11 @@ impl Deliverer {
         let subscription_id = &delivery.to.subscription;
         match end {
             End::Void => {}
+            // A test is no delivery of an event: what came of it is in the log, and in the counts
+            // of attempts.
+            End::Delivered | End::Dead(..) if delivery.to.purpose == Purpose::Test => {
+                debug!(%event_id, %subscription_id, "test over");
+            }
             End::Delivered => metrics.delivered.inc(),
             End::Filtered(stopped) => {
                 metrics.filtered.inc();
@@ -71,7 +102,11 @@ impl Deliverer {
                     state = DeliveryState::Retrying.word(), "retry scheduled"
                 );
             }
-            End::Parked((cause, _)) => {
+            End::Held(_) | End::Parked(_) => {
+                let cause = match end {
+                    End::Parked((cause, _)) => *cause,
+                    _ => Cause::Held,
+                };
                 metrics.parked.with_label_values(&[cause.word()]).inc();
                 debug!(
                     %event_id, %subscription_id, cause = cause.word(),
@@ -115,4 +150,35 @@ impl Deliverer {
             .attempt_seconds
             .observe(outcome.took.as_secs_f64());
     }
+}
+
+/// What a delivery's end calls for, and the delivery as it is in that.
+fn parcel(delivery: &mut Delivery, end: &End) -> serde_json::Result<Option<Parcel>> {
+    let parcel = match end {
+        End::Void | End::Delivered | End::Filtered(_) => return Ok(None),
+        // Nobody would redrive a test: the log says what came of it.
+        End::Dead(..) if delivery.to.purpose == Purpose::Test => return Ok(None),
+        End::Retry(due) => {
+            delivery.to.due = Some(*due);
+            delivery.parcel(Route::DeliverAt(SystemTime::from(*due)))
+        }
+        End::Parked((Cause::Stopping, _)) => delivery.parcel(Route::Deliver),
+        End::Parked((cause, least)) => {
+            // A look at an unknown subscription says nothing of whether it is still held.
+            delivery.to.held &= *cause == Cause::Snapshot;
+            parked(delivery, *least)
+        }
+        End::Held(_) => {
+            delivery.to.held = true;
+            parked(delivery, Duration::ZERO)
+        }
+        End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, Timestamp::now()),
+    };
+    parcel.map(Some)
+}
+
+fn parked(delivery: &mut Delivery, least: Duration) -> serde_json::Result<Parcel> {
+    let pause = park::pause(delivery.to.parked, least, jitter(delivery));
+    delivery.to.parked = delivery.to.parked.saturating_add(1);
+    delivery.parcel(Route::DeliverAt(SystemTime::now() + pause))
 }

@@ -108,6 +108,7 @@ impl Deliverer {
         }
         self.in_flight.close();
         self.lanes.close();
+        self.views.close();
         while under_way.join_next().await.is_some() {}
     }
 }

@@ -76,7 +76,7 @@ async fn deliverer(publisher: Broken) -> (Arc<Deliverer>, tempfile::TempDir) {
         keys: SigningKeys::default(),
     };
     let subscriptions = HashMap::from([(stored.subscription.id.clone(), Arc::new(stored))]);
-    let mut deliverer = Deliverer::new(Parts {
+    let parts = Parts {
         broker: Broker::open(&settings).await.expect("opens"),
         feed: Feed::fixed(Snapshot {
             revision: 1,
@@ -85,11 +85,12 @@ async fn deliverer(publisher: Broken) -> (Arc<Deliverer>, tempfile::TempDir) {
         dialects: Arc::new(Dialects::builtin()),
         settings: Settings::default(),
         egress: Egress::default(),
+        loaders: Loaders::new(),
+        archive: Archive::Full,
         metrics: Metrics::register(&prometheus::Registry::new()).expect("registers"),
         disable: mpsc::channel(1).0,
-    })
-    .expect("a deliverer");
-    deliverer.publisher = Arc::new(publisher);
+    };
+    let deliverer = Deliverer::publishing_by(Arc::new(publisher), parts).expect("a deliverer");
     (Arc::new(deliverer), folder)
 }
 
@@ -136,10 +137,10 @@ async fn of_what_the_broker_hands_out_again_nothing_is_made() {
     let void = share(Ticket::new(Box::new(Void(seen))), 1).remove(0);
     let mut delivery = delivery();
     let end = deliverer.live(&mut delivery, &void).await;
-    assert!(matches!(end, End::Void));
+    assert!(matches!(end.end, End::Void));
     // Nor is what an attempt called for: the publisher would panic.
     let end = End::Retry(Timestamp::UNIX_EPOCH);
-    assert!(!deliverer.settle(&mut delivery, &void, &end).await);
+    assert!(!deliverer.settle(&mut delivery, &void, &end, None).await);
 }
 
 #[tokio::test]
@@ -169,10 +170,15 @@ async fn a_panic_while_settling_sends_the_bundle_back() {
 async fn a_panic_in_the_attempt_counts_as_one_and_is_retried() {
     let (deliverer, _folder) = deliverer(Broken::Closed).await;
     let mut delivery = delivery();
-    let end = deliverer.broken_off(&mut delivery);
-    assert!(matches!(end, End::Retry(_)));
+    let turn = deliverer.broken_off(&mut delivery);
+    assert!(matches!(turn.end, End::Retry(_)));
+    let attempt = turn.attempt.expect("an attempt");
+    assert_eq!(
+        (attempt.number, attempt.error),
+        (1, Some(AttemptError::Reset))
+    );
     assert_eq!(delivery.to.attempts, 1);
     assert_eq!(delivery.to.history[0].error, Some(AttemptError::Reset));
-    let end = deliverer.broken_off(&mut delivery);
-    assert!(matches!(end, End::Dead(DeadReason::Exhausted, _)));
+    let turn = deliverer.broken_off(&mut delivery);
+    assert!(matches!(turn.end, End::Dead(DeadReason::Exhausted, _)));
 }

@@ -29,6 +29,10 @@ pub(crate) struct Case<'a> {
     pub(crate) attempts: u32,
     /// The subscription's policy.
     pub(crate) policy: &'a RetryPolicy,
+    /// Statuses that the dialect's platform never retries.
+    pub(crate) not_retried: &'a [u16],
+    /// A test: the policy does not matter, there is one attempt.
+    pub(crate) once: bool,
     /// The event's `expires_at`.
     pub(crate) expires_at: Option<Timestamp>,
     /// When the attempt ended.
@@ -54,10 +58,11 @@ pub(crate) fn decide(outcome: &Outcome, case: &Case<'_>) -> Verdict {
     let Some(error) = outcome.error else {
         return Verdict::Delivered;
     };
-    if let Some((reason, detail)) = final_by_itself(outcome, error, case.attempts) {
+    if let Some((reason, detail)) = final_by_itself(outcome, error, case) {
         return Verdict::Dead(reason, detail);
     }
-    let Some(delay) = case.policy.delay_after(case.attempts) else {
+    let delay = case.policy.delay_after(case.attempts);
+    let Some(delay) = delay.filter(|_| !case.once) else {
         let tried = match case.attempts {
             1 => "the only attempt".into(),
             n => format!("all {n} attempts"),
@@ -81,18 +86,22 @@ pub(crate) fn decide(outcome: &Outcome, case: &Case<'_>) -> Verdict {
 fn final_by_itself(
     outcome: &Outcome,
     error: AttemptError,
-    attempts: u32,
+    case: &Case<'_>,
 ) -> Option<(DeadReason, String)> {
     match (outcome.status, error) {
         (Some(410), _) => Some((
             DeadReason::Gone,
             "the endpoint answered 410: it is gone for good".into(),
         )),
-        (Some(status @ (413 | 415)), _) if attempts >= UNFIT_TRIES => Some((
+        (Some(status), _) if case.not_retried.contains(&status) => Some((
+            DeadReason::Refused,
+            format!("the endpoint answered {status}, which this dialect does not retry"),
+        )),
+        (Some(status @ (413 | 415)), _) if case.attempts >= UNFIT_TRIES => Some((
             DeadReason::Refused,
             format!("the endpoint answered {status}, and the request cannot change"),
         )),
-        (_, AttemptError::TargetNotAllowed) if attempts >= NOT_ALLOWED_TRIES => Some((
+        (_, AttemptError::TargetNotAllowed) if case.attempts >= NOT_ALLOWED_TRIES => Some((
             DeadReason::TargetNotAllowed,
             "the target is not one we may dial".into(),
         )),

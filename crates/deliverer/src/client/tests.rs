@@ -113,6 +113,7 @@ fn to(url: &str) -> Post {
         headers,
         body: Bytes::from_static(b"{\"a\":1}"),
         timeout: Duration::from_secs(20),
+        keep: Keep::All,
     }
 }
 
@@ -528,8 +529,8 @@ async fn d06_a_name_that_does_not_exist_is_a_dns_error() {
     check(&outcome, None, Some(AttemptError::Dns));
 }
 
-#[tokio::test]
-async fn r26_a_certificate_nobody_vouches_for_is_a_tls_error_and_a_known_one_is_not() {
+/// A server that speaks TLS with a certificate that only itself vouches for, and answers 200.
+async fn tls_server() -> (String, rcgen::CertifiedKey<rcgen::KeyPair>, JoinHandle<()>) {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".into()]).expect("a certificate");
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der())
         .expect("a key");
@@ -555,25 +556,42 @@ async fn r26_a_certificate_nobody_vouches_for_is_a_tls_error_and_a_known_one_is_
             }
         }
     });
+    (url, made, server)
+}
+
+/// A client that trusts the authority of this PEM.
+fn trusting(pem: &str) -> Client {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca_file = folder.path().join("ca.pem");
+    fs::write(&ca_file, pem).expect("written");
+    let egress = Egress {
+        allow: vec!["127.0.0.0/8".parse().expect("a network")],
+        require_https: true,
+        ca_file: Some(ca_file),
+    };
+    Client::new(&Settings::default(), &egress).expect("a client")
+}
+
+#[tokio::test]
+async fn r26_a_certificate_nobody_vouches_for_is_a_tls_error_and_a_known_one_is_not() {
+    let (url, made, server) = tls_server().await;
     check(
         &client().post(to(&url)).await,
         None,
         Some(AttemptError::Tls),
     );
 
-    let folder = tempfile::tempdir().expect("a folder");
-    let ca_file = folder.path().join("ca.pem");
-    fs::write(&ca_file, made.cert.pem()).expect("written");
-    let egress = Egress {
-        allow: vec!["127.0.0.0/8".parse().expect("a network")],
-        require_https: true,
-        ca_file: Some(ca_file.clone()),
-    };
-    let trusting = Client::new(&Settings::default(), &egress).expect("a client");
+    let trusting = trusting(&made.cert.pem());
     check(&trusting.post(to(&url)).await, Some(200), None);
     server.abort();
 
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca_file = folder.path().join("ca.pem");
     fs::write(&ca_file, "no certificate").expect("written");
+    let egress = Egress {
+        ca_file: Some(ca_file),
+        ..Egress::default()
+    };
     let refused = Client::new(&Settings::default(), &egress).expect_err("nothing to trust");
     assert!(
         refused.to_string().contains("no certificate in it"),
@@ -610,4 +628,127 @@ async fn nothing_of_a_response_is_kept_beyond_its_bound() {
         .post(to(&format!("http://{}/", server.address)))
         .await;
     assert_eq!(outcome.response.as_deref(), Some("xxxxxxxxxx"));
+}
+
+/// Which parts of an attempt took time, in the order dns, connect, tls, first byte.
+fn parts(outcome: &Outcome) -> [bool; 4] {
+    let timing = outcome.seen.timing;
+    [timing.dns, timing.connect, timing.tls, timing.first_byte].map(|part| part.is_some())
+}
+
+#[tokio::test]
+async fn the_parts_that_happened_are_timed_and_the_others_are_not() {
+    let server = serve(|mut stream| async move {
+        loop {
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(answer).await?;
+            if read_request(&mut stream).await.is_empty() {
+                return Ok(());
+            }
+        }
+    })
+    .await;
+    let loopback = ["127.0.0.0/8", "::1/128"];
+    let egress = Egress {
+        allow: loopback.map(|net| net.parse().expect("a network")).into(),
+        require_https: false,
+        ca_file: None,
+    };
+    let client = Client::new(&Settings::default(), &egress).expect("a client");
+    let port = server.address.port();
+    let [name, literal] = ["localhost", "127.0.0.1"].map(|host| format!("http://{host}:{port}/"));
+    for (url, expected) in [
+        (&name, [true, true, false, true]),
+        (&name, [false, false, false, true]),
+        (&literal, [false, true, false, true]),
+        (&literal, [false, false, false, true]),
+    ] {
+        let outcome = client.post(to(url)).await;
+        check(&outcome, Some(200), None);
+        assert_eq!(parts(&outcome), expected, "{url}");
+        let timing = outcome.seen.timing;
+        let sum: u64 = [timing.dns, timing.connect].into_iter().flatten().sum();
+        assert!(sum <= timing.first_byte.unwrap_or_default(), "{timing:?}");
+        assert!(
+            timing.first_byte.unwrap_or_default() <= timing.total,
+            "{timing:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_handshake_is_timed_apart_from_the_connection() {
+    let (url, made, server) = tls_server().await;
+    let outcome = trusting(&made.cert.pem()).post(to(&url)).await;
+    check(&outcome, Some(200), None);
+    assert_eq!(parts(&outcome), [false, true, true, true]);
+    let broken = client().post(to(&url)).await;
+    check(&broken, None, Some(AttemptError::Tls));
+    assert_eq!(parts(&broken), [false, true, false, false]);
+    server.abort();
+    let refused = client().post(to("http://127.0.0.1:1/")).await;
+    check(&refused, None, Some(AttemptError::Connect));
+    assert_eq!(parts(&refused), [false; 4]);
+}
+
+#[tokio::test]
+async fn for_the_log_a_success_keeps_its_headers_and_16_kib_of_its_body() {
+    let body = "x".repeat(20_000);
+    let answer = format!("HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 20000\r\n\r\n{body}");
+    let server = answering(answer).await;
+    let url = format!("http://{}/", server.address);
+    for (keep, headers, bytes) in [
+        (Keep::All, 2, Some(16 * 1024)),
+        (Keep::Headers, 2, None),
+        (Keep::Nothing, 0, None),
+    ] {
+        let outcome = client().post(Post { keep, ..to(&url) }).await;
+        check(&outcome, Some(200), None);
+        assert_eq!(outcome.seen.headers.len(), headers, "{keep:?}");
+        assert_eq!(outcome.seen.body.map(|body| body.len()), bytes, "{keep:?}");
+        assert_eq!(outcome.response, None, "it does not travel");
+    }
+}
+
+#[tokio::test]
+async fn a_document_is_whole_or_a_failure() {
+    let get = |server: &Hostile| Get {
+        url: format!("http://{}/", server.address)
+            .parse()
+            .expect("a url"),
+        headers: HeaderMap::new(),
+        timeout: Duration::from_secs(20),
+        bytes_max: 4,
+    };
+    let server = answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n1234").await;
+    let (outcome, body) = client().get(get(&server)).await;
+    check(&outcome, Some(200), None);
+    assert_eq!(body, b"1234");
+    for (answer, status, error) in [
+        (
+            "200 OK\r\ncontent-length: 5\r\n\r\n12345",
+            None,
+            AttemptError::NotHttp,
+        ),
+        (
+            "200 OK\r\ncontent-length: 4\r\n\r\n12",
+            None,
+            AttemptError::Reset,
+        ),
+        (
+            "404 No\r\ncontent-length: 2\r\n\r\n{}",
+            Some(404),
+            AttemptError::Status,
+        ),
+        (
+            "302 Found\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n",
+            Some(302),
+            AttemptError::RedirectNotFollowed,
+        ),
+    ] {
+        let server = answering(format!("HTTP/1.1 {answer}")).await;
+        let (outcome, body) = client().get(get(&server)).await;
+        check(&outcome, status, Some(error));
+        assert_eq!(body, b"", "{answer}");
+    }
 }

@@ -17,7 +17,7 @@ fn lanes() -> Lanes {
         allow: vec!["127.0.0.0/8".parse().expect("a network")],
         require_https: false,
     };
-    Lanes::new(rules, bounds, gauge)
+    Lanes::new(Arc::new(Dialects::builtin()), rules, bounds, gauge)
 }
 
 fn stored(revision: u64, more: Value) -> Arc<Stored> {

@@ -28,6 +28,8 @@ fn seconds_until_retry(outcome: &Outcome, attempts: u32, delays: serde_json::Val
     let case = Case {
         attempts,
         policy: &policy,
+        not_retried: &[],
+        once: false,
         expires_at: None,
         now: at(NOW),
         jitter: 0.0,
@@ -45,6 +47,8 @@ fn reason(outcome: &Outcome, attempts: u32, expires_at: Option<&str>) -> Option<
     let case = Case {
         attempts,
         policy: &policy,
+        not_retried: &[],
+        once: false,
         expires_at,
         now: at(NOW),
         jitter: 0.5,
@@ -64,6 +68,8 @@ fn any_2xx_is_delivered_even_past_the_expiry() {
     let case = Case {
         attempts: 99,
         policy: &policy,
+        not_retried: &[],
+        once: false,
         expires_at: Some(at("2020-01-01T00:00:00Z")),
         now: at(NOW),
         jitter: 0.0,
@@ -100,6 +106,8 @@ fn the_policy_ends_as_exhausted() {
     );
     let none = policy(json!("none"));
     let case = Case {
+        not_retried: &[],
+        once: false,
         attempts: 1,
         policy: &none,
         expires_at: None,
@@ -239,7 +247,9 @@ proptest! {
         let policy = policy(json!({ "delays": [delay.clone(), delay] }));
         let now = Timestamp::from_second(now_s).expect("in range");
         let expires_at = expires_s.map(|s| Timestamp::from_second(s).expect("in range"));
-        let case = Case { attempts, policy: &policy, expires_at, now, jitter };
+        let case = Case {
+            attempts, policy: &policy, not_retried: &[], once: false, expires_at, now, jitter,
+        };
         match decide(&outcome, &case) {
             Verdict::Delivered => prop_assert!(matches!(status, Some(200..=299))),
             Verdict::RetryAt(due) => {

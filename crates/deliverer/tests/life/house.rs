@@ -7,9 +7,10 @@ use dialect::Dialects;
 use event::{
     Subscription, SubscriptionId,
     delivery::{Bundle, DeadLetter},
+    log::Archive,
     secret::{LiveKey, SigningKey, SigningKeys},
 };
-use postrider_deliverer::{Egress, Error, Metrics, Parts, Settings};
+use postrider_deliverer::{Egress, Error, Loaders, Metrics, Parts, Settings};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use store::{
@@ -30,6 +31,8 @@ pub(crate) struct House {
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) settings: Settings,
+    pub(crate) loaders: Loaders,
+    pub(crate) archive: Archive,
     pub(crate) disabled: mpsc::Receiver<(SubscriptionId, String)>,
     disable: mpsc::Sender<(SubscriptionId, String)>,
     subscriptions: HashMap<SubscriptionId, Arc<Stored>>,
@@ -95,6 +98,8 @@ impl House {
             registry,
             metrics,
             settings: Settings::default(),
+            loaders: Loaders::new(),
+            archive: Archive::Off,
             disabled,
             disable,
             subscriptions: subscriptions.into_iter().map(stored).collect(),
@@ -133,6 +138,8 @@ impl House {
                 require_https: false,
                 ca_file: None,
             },
+            loaders: self.loaders.clone(),
+            archive: self.archive,
             metrics: self.metrics.clone(),
             disable: self.disable.clone(),
         };
