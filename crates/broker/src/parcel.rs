@@ -80,7 +80,8 @@ pub struct Parcel {
     pub content_type: Option<String>,
     /// Content encoding, copied only for quarantined messages.
     pub content_encoding: Option<String>,
-    /// Our own headers (`x-postrider-…`), text only.
+    /// Our own headers (`x-postrider-…`), text only; of a quarantined message also those of a
+    /// CloudEvent.
     pub headers: Vec<(String, String)>,
     /// The bytes.
     pub body: Bytes,
@@ -134,7 +135,8 @@ pub struct Received {
     pub content_encoding: Option<String>,
     /// AMQP `user_id`, validated by the broker.
     pub user_id: Option<String>,
-    /// `x-postrider-…` headers with text values, and no other: the rest is forgeable noise.
+    /// `x-postrider-…` headers with text values, and those of a CloudEvent (`cloudEvents:…`,
+    /// `cloudEvents_…`, `ce-…`) as text; no other: the rest is forgeable noise.
     pub headers: Vec<(String, String)>,
     /// `exchange/routing-key` it came in by, for people.
     pub source: String,

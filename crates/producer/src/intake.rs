@@ -1,9 +1,9 @@
-//! `POST /v1/events`: one event, an array, or NDJSON; 202 after the broker's confirm.
+//! `POST /v1/events`: one event, an array, NDJSON, or CloudEvents; 202 after the broker's confirm.
 //!
 //! Whoever calls, what they sent and how large it is are judged in that order, and nothing of the
 //! body is read before its head is.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -18,7 +18,10 @@ use bytesize::ByteSize;
 use event::{
     Event, EventId, Refusal,
     access::{Principal, Scope},
-    admission::{self, Envelope},
+    admission::{
+        self, Envelope,
+        cloud_events::{self, Attributes},
+    },
     reason::QuarantineReason,
 };
 use jiff::Timestamp;
@@ -98,7 +101,7 @@ type Refused = (Reason, Problem);
 async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Vec<Event>, Refused> {
     let now = Timestamp::now();
     let principal = authenticate(state, headers, now).await?;
-    let ndjson = is_ndjson(headers)?;
+    let form = form(headers)?;
     let body = read_body(headers, body, state.body_bytes_max)
         .await
         .map_err(|problem| {
@@ -118,7 +121,14 @@ async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Vec<Ev
         tenant: principal.tenant.as_ref(),
         fresh_id: Some(EventId::fresh),
     };
-    let events = admission::admit_many(&body, ndjson, &envelope).map_err(refused)?;
+    let events = match form {
+        Form::Json => admission::admit_many(&body, false, &envelope),
+        Form::Ndjson => admission::admit_many(&body, true, &envelope),
+        Form::CloudEvents(mode, attributes) => {
+            cloud_events::admit(mode, content_type(headers), &attributes, &body, &envelope)
+        }
+    };
+    let events = events.map_err(refused)?;
     state
         .producer
         .publish_all(&events)
@@ -151,25 +161,33 @@ async fn authenticate(
     }
 }
 
-/// Whether the body says it is NDJSON or JSON; anything else is not read.
-fn is_ndjson(headers: &HeaderMap) -> Result<bool, Refused> {
-    let refuse = |detail: &str| {
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        Err((
-            Reason::UnsupportedEncoding,
-            Problem::new(status, "unsupported_media_type", detail),
-        ))
-    };
+/// What the head says of the body.
+enum Form<'h> {
+    Json,
+    Ndjson,
+    CloudEvents(cloud_events::Mode, Attributes<'h>),
+}
+
+/// What the body is by its head; what we cannot read is not read.
+fn form(headers: &HeaderMap) -> Result<Form<'_>, Refused> {
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     if encodings
         .iter()
         .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
     {
-        return refuse("a content encoding is not accepted; send the body as it is");
+        return Err(unsupported(
+            "a content encoding is not accepted; send the body as it is",
+        ));
     }
-    let given = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
+    let given = content_type(headers);
+    if cloud_events::is_foreign(given) {
+        return Err(unsupported(
+            "of CloudEvents, `application/cloudevents+json`, `application/cloudevents-batch+json` \
+             and `ce-` headers beside JSON are read",
+        ));
+    }
+    let attributes = attributes(headers);
+    let mode = cloud_events::mode(given, &attributes);
     let mut parts = given.unwrap_or_default().split(';').map(str::trim);
     let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
     let foreign = |parameter: &str| {
@@ -179,14 +197,43 @@ fn is_ndjson(headers: &HeaderMap) -> Result<bool, Refused> {
         charset
             .is_some_and(|(_, value)| !value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8"))
     };
-    if parts.any(foreign) {
-        return refuse("the only charset is utf-8");
+    // In binary mode the content type is an attribute, told of with the others.
+    if mode != Some(cloud_events::Mode::Binary) && parts.any(foreign) {
+        return Err(unsupported("the only charset is utf-8"));
+    }
+    if let Some(mode) = mode {
+        return Ok(Form::CloudEvents(mode, attributes));
     }
     match kind.as_str() {
-        "application/json" => Ok(false),
-        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(true),
-        _ => refuse("the content type must be `application/json` or `application/x-ndjson`"),
+        "application/json" => Ok(Form::Json),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Form::Ndjson),
+        _ => Err(unsupported(
+            "the content type must be `application/json` or `application/x-ndjson`; \
+             `application/cloudevents+json` or `application/cloudevents-batch+json`; or JSON \
+             beside `ce-` headers",
+        )),
     }
+}
+
+fn unsupported(detail: &str) -> Refused {
+    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let problem = Problem::new(status, "unsupported_media_type", detail);
+    (Reason::UnsupportedEncoding, problem)
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE)?.to_str().ok()
+}
+
+/// What the headers say of a CloudEvent.
+fn attributes(headers: &HeaderMap) -> Attributes<'_> {
+    let attributes = headers.iter().filter_map(|(name, value)| {
+        let name = cloud_events::of_http_header(name.as_str())?;
+        // A text that no attribute may be stands for one that cannot be read.
+        let value = cloud_events::of_http_value(value.as_bytes());
+        Some((name, Cow::Owned(value.unwrap_or_else(|| "\0".into()))))
+    });
+    attributes.collect()
 }
 
 fn refused(refusal: Refusal) -> Refused {

@@ -157,10 +157,14 @@ async fn one_event_goes_by_its_type_with_its_data_untouched() {
         }
     );
     assert_eq!(parcel.message_id, "e1");
-    assert_eq!(
-        parcel.headers,
-        [("x-postrider-via".to_owned(), "http".to_owned())]
-    );
+    let names: Vec<_> = parcel.headers.iter().map(|(name, _)| &**name).collect();
+    let wanted = [
+        "x-postrider-token",
+        "x-postrider-accepted",
+        "x-postrider-via",
+    ];
+    assert_eq!(names, wanted);
+    assert_eq!(parcel.headers[2].1, "http");
     assert!(std::str::from_utf8(&parcel.body).unwrap().contains(data));
     intake.counted("postrider_events_accepted_total{via=\"http\"} 1");
 }
@@ -235,7 +239,7 @@ async fn one_bad_event_and_nothing_is_taken() {
 }
 
 #[tokio::test]
-async fn only_plain_json_and_ndjson_are_read() {
+async fn only_json_in_its_forms_is_read() {
     let intake = intake(Taker::default()).await;
     let bearer = format!("Bearer {ADMIN}");
     let refused: [&[(&str, &str)]; 7] = [
@@ -248,7 +252,10 @@ async fn only_plain_json_and_ndjson_are_read() {
             ("content-type", "application/json"),
             ("content-encoding", "gzip"),
         ],
-        &[("content-type", "application/cloudevents+json")],
+        &[
+            ("content-type", "application/cloudevents+avro"),
+            ("ce-id", "1"),
+        ],
     ];
     for headers in refused {
         let headers: Vec<_> = [("authorization", &*bearer)]
@@ -259,6 +266,59 @@ async fn only_plain_json_and_ndjson_are_read() {
         assert_eq!(answer.status, 415, "{headers:?}");
     }
     assert!(intake.parcels().is_empty());
+}
+
+#[tokio::test]
+async fn a_cloud_event_travels_on_as_any_event() {
+    let intake = intake(Taker::default()).await;
+    let bearer = format!("Bearer {ADMIN}");
+    let head = |kind| [("authorization", &*bearer), ("content-type", kind)];
+    let binary = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "b"),
+        ("ce-source", "/salon"),
+        ("ce-type", "a.b"),
+        ("ce-tenant", "t"),
+        ("ce-status", "caf%C3%A9"),
+    ];
+    let headers = [&head("application/json")[..], &binary].concat();
+    let answer = intake.send(&headers, "{ \"n\": 1.0 }").await;
+    assert_eq!(answer.status, 202, "{:?}", answer.json);
+    let whole = |id: &str| {
+        format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"a.b","tenant":"t","data":1}}"#
+        )
+    };
+    let answer = intake
+        .send(&head("application/cloudevents+json"), whole("s"))
+        .await;
+    assert_eq!(answer.json, json!({"accepted": 1, "ids": ["s"]}));
+    let batch = format!("[{},{}]", whole("x"), whole("y"));
+    let kind = "application/cloudevents-batch+json; charset=UTF-8";
+    let answer = intake.send(&head(kind), batch).await;
+    assert_eq!(answer.json, json!({"accepted": 2, "ids": ["x", "y"]}));
+    let parcels = intake.parcels();
+    let kinds: Vec<_> = parcels
+        .iter()
+        .map(|parcel| parcel.content_type.as_deref().unwrap_or_default())
+        .collect();
+    assert_eq!(kinds, ["application/json"; 3]);
+    let text = String::from_utf8_lossy(&parcels[0].body).into_owned();
+    assert!(
+        text.contains(r#""status":"café","data":{ "n": 1.0 }"#),
+        "{text}"
+    );
+    let wrong = [&head("text/plain")[..], &binary[1..]].concat();
+    let answer = intake.send(&wrong, "hello").await;
+    let errors = answer.json["errors"].as_array().unwrap();
+    let pointers: Vec<_> = errors.iter().map(|error| &error["pointer"]).collect();
+    assert_eq!(
+        (answer.status.as_u16(), pointers),
+        (
+            422,
+            vec![&json!("/specversion"), &json!("/datacontenttype")]
+        )
+    );
 }
 
 #[tokio::test]

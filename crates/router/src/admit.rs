@@ -1,11 +1,17 @@
 //! From a message on the inbox to its events, or to its quarantine. Pure, but for the message.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use broker::{BATCH_KEY, Parcel, Received, Route};
 use event::{
     Event,
-    admission::{self, Envelope},
+    admission::{
+        self, Envelope,
+        cloud_events::{self, Attributes},
+    },
     fault::Refusal,
     reason::QuarantineReason,
 };
@@ -31,6 +37,18 @@ pub(crate) fn admit(message: &Received, now: Timestamp) -> Result<Vec<Event>, Un
             detail: format!("content encoding {encoding:?} is not accepted; publish plain JSON"),
         });
     }
+    let attributes = attributes(message);
+    let content_type = message.content_type.as_deref();
+    if cloud_events::is_foreign(content_type) {
+        return Err(Unfit {
+            reason: QuarantineReason::UnsupportedEncoding,
+            detail: format!(
+                "of CloudEvents, `{}`, `{}` and headers beside JSON are read",
+                cloud_events::STRUCTURED,
+                cloud_events::BATCH
+            ),
+        });
+    }
     let envelope = Envelope {
         now,
         message_id: message.message_id.as_deref(),
@@ -40,7 +58,9 @@ pub(crate) fn admit(message: &Received, now: Timestamp) -> Result<Vec<Event>, Un
     // The scanner bounds every input, so a panic would be a bug of ours; it must cost one message
     // and never the process, which would meet the same message again after each restart.
     let read = catch_unwind(AssertUnwindSafe(|| {
-        if is_batch(message) {
+        if let Some(mode) = cloud_events::mode(content_type, &attributes) {
+            cloud_events::admit(mode, content_type, &attributes, &message.body, &envelope)
+        } else if is_batch(message) {
             admission::admit_many(
                 &message.body,
                 false,
@@ -63,6 +83,15 @@ pub(crate) fn admit(message: &Received, now: Timestamp) -> Result<Vec<Event>, Un
     }
 }
 
+/// What the message's headers say of a CloudEvent.
+fn attributes(message: &Received) -> Attributes<'_> {
+    let headers = message.headers.iter().filter_map(|(name, value)| {
+        let name = cloud_events::of_amqp_header(name)?;
+        Some((name, Cow::Borrowed(value.as_str())))
+    });
+    headers.collect()
+}
+
 fn is_batch(message: &Received) -> bool {
     message.source.rsplit('/').next() == Some(BATCH_KEY)
 }
@@ -82,17 +111,21 @@ fn unfit(refusal: &Refusal) -> Unfit {
 pub(crate) fn quarantine(message: &Received, unfit: &Unfit, now: Timestamp) -> Parcel {
     // Header values are for people; one that is too long would not fit a frame.
     let detail: String = unfit.detail.chars().take(1_000).collect();
+    let mut headers = vec![
+        ("x-postrider-reason".into(), unfit.reason.word().into()),
+        ("x-postrider-detail".into(), detail),
+        ("x-postrider-first-seen".into(), now.to_string()),
+        ("x-postrider-source".into(), message.source.clone()),
+    ];
+    // Half of a CloudEvent is in its headers.
+    let of_event = |(name, _): &&(String, String)| cloud_events::of_amqp_header(name).is_some();
+    headers.extend(message.headers.iter().filter(of_event).cloned());
     Parcel {
         route: Route::Quarantine,
         message_id: message.message_id.clone().unwrap_or_default(),
         content_type: message.content_type.clone(),
         content_encoding: message.content_encoding.clone(),
-        headers: vec![
-            ("x-postrider-reason".into(), unfit.reason.word().into()),
-            ("x-postrider-detail".into(), detail),
-            ("x-postrider-first-seen".into(), now.to_string()),
-            ("x-postrider-source".into(), message.source.clone()),
-        ],
+        headers,
         body: message.body.clone(),
     }
 }

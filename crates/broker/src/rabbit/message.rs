@@ -15,8 +15,13 @@ use crate::{
     topology,
 };
 
-/// Headers of ours; all others are forgeable noise.
+/// Headers of ours.
 const OURS: &str = "x-postrider-";
+/// How the headers of a CloudEvent begin, in any case: the attributes of an event whose body is
+/// its data alone. All other headers are forgeable noise.
+const CLOUD_EVENTS: [&str; 3] = ["cloudevents:", "cloudevents_", "ce-"];
+/// The last second that RFC 3339 can say.
+const TIME_MAX: u64 = 253_402_300_799;
 /// How often a quorum queue took the message back.
 const RETURNS: &str = "x-delivery-count";
 /// AMQP's delivery mode for messages that survive a restart.
@@ -144,6 +149,11 @@ impl Incoming {
                 if let Some(value) = header_text(value) {
                     headers.push((name.as_str().to_owned(), value));
                 }
+            } else if is_of_cloud_event(name.as_str()) {
+                // One whose value cannot be said is kept, as a text that no attribute may be: a
+                // value that is dropped would be a value that was not given.
+                let value = attribute_text(value).unwrap_or_else(|| "\0".into());
+                headers.push((name.as_str().to_owned(), value));
             } else if name.as_str() == RETURNS {
                 returns = header_number(value);
             }
@@ -185,6 +195,33 @@ fn header_text(value: &AMQPValue) -> Option<String> {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Into::into),
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
         _ => None,
+    }
+}
+
+fn is_of_cloud_event(name: &str) -> bool {
+    CLOUD_EVENTS.iter().any(|prefix| {
+        name.get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    })
+}
+
+/// An attribute of a CloudEvent in the words of its specification, whichever type its publisher
+/// gave it.
+fn attribute_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::Boolean(truth) => Some(truth.to_string()),
+        AMQPValue::ShortShortInt(n) => Some(n.to_string()),
+        AMQPValue::ShortShortUInt(n) => Some(n.to_string()),
+        AMQPValue::ShortInt(n) => Some(n.to_string()),
+        AMQPValue::ShortUInt(n) => Some(n.to_string()),
+        AMQPValue::LongInt(n) => Some(n.to_string()),
+        AMQPValue::LongUInt(n) => Some(n.to_string()),
+        AMQPValue::LongLongInt(n) => Some(n.to_string()),
+        AMQPValue::Timestamp(seconds) if *seconds <= TIME_MAX => {
+            let time = UNIX_EPOCH + Duration::from_secs(*seconds);
+            Some(humantime::format_rfc3339_seconds(time).to_string())
+        }
+        other => header_text(other),
     }
 }
 
@@ -261,6 +298,34 @@ mod tests {
         let incoming = delivered(outgoing);
         assert_eq!(incoming.headers, [("x-postrider-a".into(), "1".into())]);
         assert_eq!(incoming.returns, 3);
+    }
+
+    #[test]
+    fn the_attributes_of_a_cloud_event_come_in_as_text() {
+        let mut outgoing = sent(Route::Dead, UNIX_EPOCH);
+        let mut table = FieldTable::default();
+        for (name, value) in [
+            ("CE-type", AMQPValue::LongString("e-1".into())),
+            ("cell", AMQPValue::LongString("e-1".into())),
+            ("cloudEvents:time", AMQPValue::Timestamp(1_767_225_600)),
+            ("cloudEvents:trace", AMQPValue::Timestamp(u64::MAX)),
+            ("cloudEvents_version", AMQPValue::LongInt(7)),
+            ("cloudEvents_y", AMQPValue::Boolean(true)),
+            ("cloudEvents_z", AMQPValue::Void),
+        ] {
+            table.insert(name.into(), value);
+        }
+        outgoing.properties = outgoing.properties.with_headers(table);
+        let wanted = [
+            ("CE-type", "e-1"),
+            ("cloudEvents:time", "2026-01-01T00:00:00Z"),
+            ("cloudEvents:trace", "\0"),
+            ("cloudEvents_version", "7"),
+            ("cloudEvents_y", "true"),
+            ("cloudEvents_z", "\0"),
+        ];
+        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(delivered(outgoing).headers, wanted);
     }
 
     #[test]
