@@ -74,7 +74,8 @@ impl Archive {
         self.mode != log::Archive::Off
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
