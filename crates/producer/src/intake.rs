@@ -16,7 +16,7 @@ use axum::{
 use broker::Publish;
 use bytesize::ByteSize;
 use event::{
-    Event, EventId, Refusal,
+    EventId, Refusal,
     access::{Principal, Scope},
     admission::{
         self, Envelope,
@@ -27,11 +27,15 @@ use event::{
 use jiff::Timestamp;
 use serde::Serialize;
 use service::http::{Problem, bearer, read_body};
-use store::access::{Access, Denied};
+use store::{
+    access::{Access, Denied},
+    dedup::Dedup,
+};
 
 use crate::{
     Error, Producer,
     metrics::{Metrics, Reason},
+    repeat::{self, Conflict, Failed, Published},
 };
 
 /// What the intake works with. Cheap to clone.
@@ -41,6 +45,7 @@ pub struct State {
     access: Arc<Access>,
     metrics: Metrics,
     body_bytes_max: usize,
+    dedup: Option<Dedup>,
 }
 
 impl State {
@@ -57,7 +62,13 @@ impl State {
             access,
             metrics,
             body_bytes_max,
+            dedup: None,
         }
+    }
+
+    /// Tells callers what they published before.
+    pub fn recognizing(self, dedup: Option<Dedup>) -> Self {
+        Self { dedup, ..self }
     }
 }
 
@@ -69,24 +80,42 @@ pub fn router(state: State) -> Router {
 }
 
 #[derive(Serialize)]
-struct Taken<'a> {
+struct Taken {
+    /// How many are published now.
     accepted: usize,
-    ids: Vec<&'a EventId>,
+    /// Of all events of the request, in order.
+    ids: Vec<EventId>,
+    /// Whether all of them had been published before.
+    #[serde(skip_serializing_if = "is_false")]
+    duplicate: bool,
+    /// Those that had been, where others had not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    duplicates: Vec<EventId>,
+}
+
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 async fn take(Shared(state): Shared<State>, headers: HeaderMap, body: Body) -> Response {
     match accept(&state, &headers, body).await {
-        Ok(events) => {
-            state.metrics.accepted.inc_by(events.len() as u64);
-            let ids = events.iter().map(|event| &event.id).collect();
-            (
-                StatusCode::ACCEPTED,
-                Json(Taken {
-                    accepted: events.len(),
-                    ids,
-                }),
-            )
-                .into_response()
+        Ok(published) => {
+            let accepted = published.events.len();
+            state.metrics.accepted.inc_by(accepted as u64);
+            let duplicate = accepted == 0;
+            let (status, duplicates) = if duplicate {
+                (StatusCode::OK, Vec::new())
+            } else {
+                (StatusCode::ACCEPTED, published.duplicates)
+            };
+            let ids = published.ids;
+            let taken = Taken {
+                accepted,
+                ids,
+                duplicate,
+                duplicates,
+            };
+            (status, Json(taken)).into_response()
         }
         Err((reason, problem)) => {
             state.metrics.refuse(reason);
@@ -98,7 +127,7 @@ async fn take(Shared(state): Shared<State>, headers: HeaderMap, body: Body) -> R
 /// Why nothing was taken: for the counter, and for the caller.
 type Refused = (Reason, Problem);
 
-async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Vec<Event>, Refused> {
+async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Published, Refused> {
     let now = Timestamp::now();
     let principal = authenticate(state, headers, now).await?;
     let form = form(headers)?;
@@ -129,15 +158,17 @@ async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Vec<Ev
         }
     };
     let events = events.map_err(refused)?;
-    state
-        .producer
-        .publish_all(&events)
+    let is_list = body.trim_ascii_start().starts_with(b"[") || events.len() > 1;
+    let published = repeat::publish(&state.producer, state.dedup.as_ref(), events, now)
         .await
-        .map_err(not_taken)?;
-    for event in &events {
+        .map_err(|failed| match failed {
+            Failed::Conflicts(conflicts) => id_conflict(&conflicts, is_list),
+            Failed::Publish(error) => not_taken(error),
+        })?;
+    for event in &published.events {
         tracing::debug!(event_id = %event.id, tenant = %event.tenant, kind = %event.kind, "event accepted");
     }
-    Ok(events)
+    Ok(published)
 }
 
 async fn authenticate(
@@ -242,9 +273,8 @@ fn refused(refusal: Refusal) -> Refused {
         QuarantineReason::Malformed => Reason::Malformed,
         QuarantineReason::TooLarge => Reason::TooLarge,
         QuarantineReason::UnsupportedEncoding => Reason::UnsupportedEncoding,
-        QuarantineReason::InvalidEvent
-        | QuarantineReason::IdConflict
-        | QuarantineReason::HandlerFailed => Reason::InvalidEvent,
+        QuarantineReason::IdConflict => Reason::IdConflict,
+        QuarantineReason::InvalidEvent | QuarantineReason::HandlerFailed => Reason::InvalidEvent,
     };
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY);
     let errors = refusal
@@ -255,6 +285,25 @@ fn refused(refusal: Refusal) -> Refused {
         reason,
         Problem::new(status, refusal.code, refusal.detail).with_errors(errors),
     )
+}
+
+/// Says every id that another event has.
+fn id_conflict(conflicts: &[Conflict], is_list: bool) -> Refused {
+    let errors = conflicts.iter().map(|conflict| {
+        let pointer = if is_list {
+            format!("/{}/id", conflict.index)
+        } else {
+            "/id".to_owned()
+        };
+        (pointer, conflict.to_string())
+    });
+    let detail = conflicts.first().map(Conflict::to_string);
+    let problem = Problem::new(
+        StatusCode::CONFLICT,
+        "id_conflict",
+        detail.unwrap_or_default(),
+    );
+    (Reason::IdConflict, problem.with_errors(errors))
 }
 
 fn not_taken(error: Error) -> Refused {

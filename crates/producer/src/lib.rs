@@ -7,6 +7,7 @@
 mod intake;
 mod metrics;
 mod parcel;
+mod repeat;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 
 pub use intake::{State, router};
 pub use metrics::Metrics;
+use parcel::Stamp;
 pub use parcel::{BATCH_BYTES_MAX, TooLarge};
 
 /// How long a publish waits for its confirm before it says that the broker is away. Below the 2 s
@@ -86,7 +88,15 @@ impl Producer {
 
     /// Publishes events as one parcel: all of them are taken, or none.
     pub async fn publish_all(&self, events: &[Event]) -> Result<(), Error> {
-        let Some(parcel) = parcel::of(events, self.via)? else {
+        self.publish_stamped(events, &Stamp::new(None)).await
+    }
+
+    pub(crate) async fn publish_stamped(
+        &self,
+        events: &[Event],
+        stamp: &Stamp,
+    ) -> Result<(), Error> {
+        let Some(parcel) = parcel::of(events, self.via, stamp)? else {
             return Ok(());
         };
         match tokio::time::timeout(CONFIRM_TIMEOUT, self.publisher.publish(parcel)).await {
@@ -110,7 +120,8 @@ impl Producer {
             fresh_id: Some(EventId::fresh),
         };
         let events = admission::admit_many(json, false, &envelope)?;
-        self.publish_all(&events).await?;
+        self.publish_stamped(&events, &Stamp::new(Some(now)))
+            .await?;
         Ok(events.into_iter().map(|event| event.id).collect())
     }
 

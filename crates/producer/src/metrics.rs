@@ -19,17 +19,19 @@ pub(crate) enum Reason {
     InvalidEvent,
     TooLarge,
     UnsupportedEncoding,
+    IdConflict,
     TenantMismatch,
     Unauthorized,
     Unavailable,
 }
 
 impl Reason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Malformed,
         Self::InvalidEvent,
         Self::TooLarge,
         Self::UnsupportedEncoding,
+        Self::IdConflict,
         Self::TenantMismatch,
         Self::Unauthorized,
         Self::Unavailable,
@@ -41,6 +43,7 @@ impl Reason {
             Self::InvalidEvent => "invalid_event",
             Self::TooLarge => "too_large",
             Self::UnsupportedEncoding => "unsupported_encoding",
+            Self::IdConflict => "id_conflict",
             Self::TenantMismatch => "tenant_mismatch",
             Self::Unauthorized => "unauthorized",
             Self::Unavailable => "unavailable",

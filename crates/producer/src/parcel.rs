@@ -1,7 +1,8 @@
 //! Events as one parcel. Pure.
 
 use broker::{BATCH_KEY, Parcel, Route};
-use event::{Event, event::EVENT_BYTES_MAX};
+use event::{Event, EventId, event::EVENT_BYTES_MAX};
+use jiff::Timestamp;
 
 /// The largest parcel of several events, in bytes.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -11,6 +12,28 @@ const ROOM: usize = 512;
 
 /// The header by which the router knows that an event has been counted on its way in.
 const VIA_HEADER: &str = "x-postrider-via";
+/// The header that names the message, for its claims.
+const TOKEN_HEADER: &str = "x-postrider-token";
+/// The header that says which `time` was filled in, because it does not tell events apart.
+const ACCEPTED_HEADER: &str = "x-postrider-accepted";
+
+/// What a parcel says of itself.
+#[derive(Debug)]
+pub(crate) struct Stamp {
+    /// No other parcel's.
+    pub(crate) token: String,
+    /// When its events were accepted: the `time` of those that came without one.
+    pub(crate) accepted_at: Option<Timestamp>,
+}
+
+impl Stamp {
+    pub(crate) fn new(accepted_at: Option<Timestamp>) -> Self {
+        Self {
+            token: EventId::fresh().to_string(),
+            accepted_at,
+        }
+    }
+}
 
 /// Events are more than may travel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +57,11 @@ pub enum TooLarge {
 
 /// One parcel for all these events; none for no event. A single one goes by its type, as a
 /// service's own publish would; several go as an array.
-pub(crate) fn of(events: &[Event], via: Option<&str>) -> Result<Option<Parcel>, TooLarge> {
+pub(crate) fn of(
+    events: &[Event],
+    via: Option<&str>,
+    stamp: &Stamp,
+) -> Result<Option<Parcel>, TooLarge> {
     let Some((first, rest)) = events.split_first() else {
         return Ok(None);
     };
@@ -50,8 +77,15 @@ pub(crate) fn of(events: &[Event], via: Option<&str>) -> Result<Option<Parcel>, 
         routing_key: routing_key.to_owned(),
     };
     let mut parcel = Parcel::json(route, first.id.as_str(), body);
+    let mut say = |name: &str, value: &str| {
+        parcel.headers.push((name.to_owned(), value.to_owned()));
+    };
+    say(TOKEN_HEADER, &stamp.token);
+    if let Some(accepted_at) = stamp.accepted_at {
+        say(ACCEPTED_HEADER, &accepted_at.to_string());
+    }
     if let Some(via) = via {
-        parcel.headers.push((VIA_HEADER.to_owned(), via.to_owned()));
+        say(VIA_HEADER, via);
     }
     Ok(Some(parcel))
 }

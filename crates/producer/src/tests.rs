@@ -11,7 +11,7 @@ use event::{access::Scope, event::EVENT_BYTES_MAX};
 use futures_util::future::BoxFuture;
 use prometheus::Registry;
 use serde_json::{Value, json};
-use store::{Store, access::Access};
+use store::{Store, access::Access, dedup::Dedup};
 use tempfile::TempDir;
 use tower::ServiceExt;
 
@@ -48,10 +48,16 @@ struct Intake {
     taker: Arc<Taker>,
     registry: Registry,
     store: Store,
+    dedup: Option<Dedup>,
     _folder: TempDir,
 }
 
 async fn intake(taker: Taker) -> Intake {
+    intake_with(taker, false).await
+}
+
+/// As `intake`, that tells what was published before where it `recognizes`.
+async fn intake_with(taker: Taker, recognizes: bool) -> Intake {
     let folder = TempDir::new().unwrap();
     let url = format!("sqlite://{}/postrider.db", folder.path().display());
     let settings = store::Settings {
@@ -64,12 +70,16 @@ async fn intake(taker: Taker) -> Intake {
     let metrics = Metrics::register(&registry).unwrap();
     let taker = Arc::new(taker);
     let max = ByteSize::b(BODY_MAX as u64);
-    let app = router(State::new(taker.clone(), access, metrics, max));
+    let dedup = recognizes.then(|| Dedup::start(store.clone(), &store::dedup::Settings::default()));
+    let dedup = dedup.flatten();
+    let state = State::new(taker.clone(), access, metrics, max);
+    let app = router(state.recognizing(dedup.clone()));
     Intake {
         app,
         taker,
         registry,
         store,
+        dedup,
         _folder: folder,
     }
 }
@@ -431,4 +441,96 @@ async fn a_bound_token_publishes_for_its_tenant_alone() {
     assert_eq!(spoofed.json["code"], "tenant_mismatch");
     assert_eq!(intake.parcels().len(), 1);
     intake.counted("postrider_events_refused_total{reason=\"tenant_mismatch\",via=\"http\"} 1");
+}
+
+#[tokio::test]
+async fn the_same_event_again_is_said_to_be_one_and_not_published() {
+    let intake = intake_with(Taker::default(), true).await;
+    let untimed = event("1").replacen(r#""time":"2026-01-01T00:00:00Z","#, "", 1);
+    let first = intake.json(ADMIN, untimed.clone()).await;
+    assert_eq!(first.status, 202);
+    assert_eq!(first.json, json!({"accepted": 1, "ids": ["e1"]}));
+    // As an array or alone, whenever it was accepted.
+    for body in [untimed.clone(), format!("[{untimed}]")] {
+        let again = intake.json(ADMIN, body).await;
+        assert_eq!(again.status, 200);
+        let want = json!({"accepted": 0, "ids": ["e1"], "duplicate": true});
+        assert_eq!(again.json, want);
+    }
+    assert_eq!(intake.parcels().len(), 1);
+    intake.counted("postrider_events_accepted_total{via=\"http\"} 1");
+    let dedup = intake.dedup.as_ref().unwrap();
+    assert_eq!(dedup.duplicates(), 2);
+    // Another tenant's event is another event.
+    let other = untimed.replacen(r#""tenant":"a""#, r#""tenant":"b""#, 1);
+    assert_eq!(intake.json(ADMIN, other).await.status, 202);
+}
+
+#[tokio::test]
+async fn only_what_is_new_of_a_batch_is_published() {
+    let intake = intake_with(Taker::default(), true).await;
+    let named = |id: &str| event("1").replacen("e1", id, 1);
+    assert_eq!(intake.json(ADMIN, named("b")).await.status, 202);
+    let batch = format!("[{},{},{}]", named("a"), named("b"), named("c"));
+    let answer = intake.json(ADMIN, batch).await;
+    assert_eq!(answer.status, 202);
+    let want = json!({"accepted": 2, "ids": ["a", "b", "c"], "duplicates": ["b"]});
+    assert_eq!(answer.json, want);
+    let parcel: Value = serde_json::from_slice(&intake.parcels()[1].body).unwrap();
+    let ids: Vec<_> = parcel
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| &event["id"])
+        .collect();
+    assert_eq!(ids, ["a", "c"]);
+}
+
+#[tokio::test]
+async fn another_event_with_a_taken_id_is_refused_with_both_hashes() {
+    let intake = intake_with(Taker::default(), true).await;
+    assert_eq!(intake.json(ADMIN, event("1")).await.status, 202);
+    let hash = |body: &str| {
+        let event: Event = serde_json::from_str(body).unwrap();
+        store::claims::Hash::of(&event, Timestamp::now()).to_string()
+    };
+    let fresh = event("3").replacen("e1", "e2", 1);
+    for (body, pointer) in [
+        (event("2"), "/id"),
+        (format!("[{fresh},{}]", event("2")), "/1/id"),
+    ] {
+        let refused = intake.json(ADMIN, body).await;
+        assert_eq!(
+            (refused.status, &refused.json["code"]),
+            (StatusCode::CONFLICT, &json!("id_conflict"))
+        );
+        assert_eq!(refused.json["errors"][0]["pointer"], pointer);
+        let detail = refused.json["detail"].as_str().unwrap();
+        assert!(
+            detail.contains(&hash(&event("1"))) && detail.contains(&hash(&event("2"))),
+            "{detail}"
+        );
+    }
+    assert_eq!(
+        intake.parcels().len(),
+        1,
+        "nothing of a refused request is taken"
+    );
+    intake.counted("postrider_events_refused_total{reason=\"id_conflict\",via=\"http\"} 2");
+}
+
+#[tokio::test]
+async fn what_was_not_confirmed_is_not_claimed() {
+    let intake = intake_with(
+        Taker {
+            refuses: Some(PublishError::Unavailable),
+            ..Taker::default()
+        },
+        true,
+    )
+    .await;
+    assert_eq!(intake.json(ADMIN, event("1")).await.status, 503);
+    let key = (Tenant::parse("a").unwrap(), EventId::parse("e1").unwrap());
+    let dedup = intake.dedup.as_ref().unwrap();
+    assert_eq!(dedup.find(vec![key]).await, Some(vec![None]));
 }
