@@ -118,6 +118,9 @@ async fn release(caller: Caller, State(app): State<Arc<App>>, id: Id) -> Answer 
         message.body.clone(),
     );
     parcel.content_type = message.content_type.clone().or(parcel.content_type);
+    // A router may have claimed its id before it came here.
+    let released = ("x-postrider-released".to_owned(), "true".to_owned());
+    parcel.headers.push(released);
     app.redrives.publish(parcel).await?;
     // Released and still listed would be released again: told, and harmless but for duplicates.
     app.store

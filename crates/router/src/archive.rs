@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_acked_after_its_archive_parcel() {
+        let mut archive = Archive::new(log::Archive::Full);
+        let (source, acked) = source();
+        add(&mut archive, &event("e", 10), &source);
+        source.release();
+        let shelf = archive.pack().expect("a parcel");
+        assert!(!acked.load(std::sync::atomic::Ordering::SeqCst));
+        shelf.sources.iter().for_each(|source| source.release());
+        assert!(acked.load(std::sync::atomic::Ordering::SeqCst));
+    }
+
+    #[test]
     fn what_the_broker_hands_out_again_is_left_out() {
         let mut archive = Archive::new(log::Archive::Full);
         for source in [void(), source().0, void(), source().0, void()] {

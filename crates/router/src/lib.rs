@@ -385,6 +385,7 @@ impl Router {
             && let Ok(body) = serde_json::to_vec(event)
         {
             parcel.body = body.into();
+            parcel.content_type = Some("application/json".into());
             event.id.as_str().clone_into(&mut parcel.message_id);
         }
         parcel
