@@ -6,10 +6,14 @@
 
 mod access;
 mod away;
+mod claims;
 mod dead_letters;
+mod failing;
 mod feed;
 mod keys;
+mod log;
 mod quarantine;
+mod retention;
 mod subscriptions;
 mod tokens;
 
