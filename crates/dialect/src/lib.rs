@@ -1,7 +1,8 @@
 //! How a delivery is said: the dialects, their names, views, bodies and headers.
 //!
-//! Pure: it reads no clock and no file, and knows nothing of queues, keys or sockets. Who sends a
-//! delivery asks [`Dialects::render`] for the request's body and signs what it gets.
+//! A dialect is data: a file (`dialects/*.toml`, or an operator's own) that is compiled once, when a
+//! process starts. Pure: it reads no clock and no file, and knows nothing of queues, keys or
+//! sockets. Who sends a delivery asks a [`Speaker`] for the request and signs what it gets.
 #![warn(missing_docs)]
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
@@ -9,7 +10,6 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use event::{
     Event, Fault, Subscription,
-    filter::Stopped,
     subscription::{
         View,
         words::{Canonical, Vocabulary, Words},
@@ -17,44 +17,69 @@ use event::{
 };
 use serde_json::{Map, Value, value::RawValue};
 
-mod standard;
+mod build;
+mod catalogue;
+mod check;
+mod example;
+mod file;
+mod speaker;
+mod spoken;
+mod template;
+mod words;
+
+pub use catalogue::{
+    Catalogue, DeliveryInfo, EventTypeInfo, ExampleInfo, ParameterInfo, RefusedInfo, RequestInfo,
+    SaidIn, WordInfo,
+};
+pub use check::{CheckReport, ExampleReport};
+pub use example::ExampleEvent;
+pub use file::FileFault;
+pub use speaker::Speaker;
+
+use example::Expected;
+use file::Origin;
+use spoken::Dialect;
+
+/// The dialects that are built in.
+const BUILTIN: [(&str, &str); 2] = [
+    ("standard.toml", include_str!("../dialects/standard.toml")),
+    (
+        "vikappointments.toml",
+        include_str!("../dialects/vikappointments.toml"),
+    ),
+];
 
 /// All dialects a process knows, by name.
 #[derive(Debug)]
 pub struct Dialects {
-    by_name: BTreeMap<Cow<'static, str>, Arc<Dialect>>,
+    by_name: BTreeMap<String, Arc<Dialect>>,
+    /// One event of each type that any dialect has an example of.
+    pool: Arc<[Event]>,
 }
-
-/// How one dialect writes a delivery.
-#[derive(Debug)]
-struct Dialect {
-    content_type: Cow<'static, str>,
-    /// Sent with every delivery, under the names given here.
-    headers: Vec<(String, String)>,
-    body: Write,
-    policy: Policy,
-}
-
-/// Writes the body, and says which view really went into it.
-type Write = fn(&Event, View, Loaded<'_>) -> Result<(Vec<u8>, View), RenderError>;
 
 /// A view that was fetched because the event lacks it, with its text.
 pub type Loaded<'a> = Option<(View, &'a RawValue)>;
 
 /// What a dialect's platform promises about deliveries, beside the defaults that a new
 /// subscription takes from it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Statuses after which no attempt is made again: the delivery is dead as `refused`.
     pub not_retried: Vec<u16>,
+    /// Whether the three headers of Standard Webhooks go along.
+    pub signature_headers: bool,
+    /// After how many failures in a row the platform switches a webhook off, where it does.
+    pub disable_after: Option<u32>,
 }
 
-/// One subscription's way of saying things: made once per revision of a subscription, used for
-/// each of its deliveries.
-#[derive(Debug, Clone)]
-pub struct Speaker {
-    dialect: Arc<Dialect>,
-    wanted: View,
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            not_retried: Vec::new(),
+            signature_headers: true,
+            disable_after: None,
+        }
+    }
 }
 
 /// A delivery as it will be sent, before it is signed.
@@ -80,19 +105,85 @@ pub enum RenderError {
     /// There is nothing to put into the body.
     #[error("the event has no data, and no subject to name in its place")]
     NothingToSend,
+    /// The subscription's words do not say this event: [`Speaker::judge`] would have stopped it.
+    #[error("{0}")]
+    NotSaid(String),
+    /// A template of the dialect failed on this event.
+    #[error("the dialect's {part}: {detail}")]
+    Template {
+        /// The body or the header.
+        part: String,
+        /// What failed, with the template's line.
+        detail: String,
+    },
 }
 
 impl Dialects {
     /// The dialects that are built in.
     pub fn builtin() -> Self {
-        let standard = Dialect {
-            content_type: Cow::Borrowed("application/json"),
-            headers: Vec::new(),
-            body: standard::body,
-            policy: Policy::default(),
-        };
+        Self::load([]).expect("the built-in files load: the tests load them")
+    }
+
+    /// The built-in dialects and those of `files`, each a name (for messages) and its text. A file
+    /// takes the place of a built-in dialect only if it says `replaces = true`. Everything wrong
+    /// in any file is told at once.
+    pub fn load(files: impl IntoIterator<Item = (String, String)>) -> Result<Self, Vec<FileFault>> {
+        let mut faults = Vec::new();
+        let mut by_name = BTreeMap::new();
+        for (file, text) in BUILTIN {
+            match compile(Origin { file, text }) {
+                Ok((dialect, _)) => {
+                    by_name.insert(dialect.name.clone(), Arc::new(dialect));
+                }
+                Err(found) => faults.extend(found),
+            }
+        }
+        let mut own: BTreeMap<String, String> = BTreeMap::new();
+        for (file, text) in files {
+            let origin = Origin {
+                file: &file,
+                text: &text,
+            };
+            match compile(origin) {
+                Ok((dialect, replaces)) => {
+                    let name = dialect.name.clone();
+                    let built_in = by_name.contains_key(&name);
+                    if let Some(other) = own.get(&name) {
+                        let reason = format!("`{other}` has the dialect `{name}` already");
+                        faults.push(origin.fault(&(0..0), reason));
+                    } else if built_in && !replaces {
+                        let reason = format!(
+                            "the dialect `{name}` is built in; say `replaces = true` to take its \
+                             place, or give this one another name"
+                        );
+                        faults.push(origin.fault(&(0..0), reason));
+                    } else {
+                        own.insert(name.clone(), file.clone());
+                        by_name.insert(name, Arc::new(dialect));
+                    }
+                }
+                Err(found) => faults.extend(found),
+            }
+        }
+        if faults.is_empty() {
+            Ok(Self::of(by_name))
+        } else {
+            Err(faults)
+        }
+    }
+
+    fn of(by_name: BTreeMap<String, Arc<Dialect>>) -> Self {
+        let mut pool: BTreeMap<String, Event> = BTreeMap::new();
+        let examples = by_name.values().flat_map(|dialect| &dialect.examples);
+        for example in examples {
+            if let (Expected::Request { .. }, Some(event)) = (&example.expected, &example.event) {
+                pool.entry(event.kind.as_str().to_owned())
+                    .or_insert_with(|| event.clone());
+            }
+        }
         Self {
-            by_name: BTreeMap::from([(Cow::Borrowed("standard"), Arc::new(standard))]),
+            pool: pool.into_values().collect(),
+            by_name,
         }
     }
 
@@ -108,11 +199,19 @@ impl Dialects {
             .by_name
             .get(name)
             .ok_or_else(|| RenderError::UnknownDialect(name.into()))?;
-        Ok(Speaker {
-            dialect: dialect.clone(),
-            wanted: subscription.view,
-        })
+        Ok(Speaker::new(
+            dialect.clone(),
+            self.pool.clone(),
+            subscription,
+        ))
     }
+}
+
+/// Makes a dialect of a file's text, and says whether it may take the place of a built-in one.
+fn compile(origin: Origin<'_>) -> Result<(Dialect, bool), Vec<FileFault>> {
+    let file = origin.parse().map_err(|fault| vec![*fault])?;
+    let replaces = file.replaces;
+    Ok((build::build(file, origin)?, replaces))
 }
 
 impl Vocabulary for Dialects {
@@ -120,54 +219,17 @@ impl Vocabulary for Dialects {
         self.names()
     }
 
-    fn parameters(&self, _dialect: &str) -> Vec<&str> {
-        Vec::new()
+    fn parameters(&self, dialect: &str) -> Vec<&str> {
+        let dialect = self.by_name.get(dialect);
+        let names = dialect.map(|dialect| dialect.parameters.keys().map(String::as_str).collect());
+        names.unwrap_or_default()
     }
 
     fn read(&self, dialect: &str, written: &Map<String, Value>) -> Result<Words, Vec<Fault>> {
-        Canonical(&[dialect]).read(dialect, written)
-    }
-}
-
-impl Speaker {
-    /// Whether the subscription's own words, with their parameters, want this event and the
-    /// dialect has a name for it. The filter of the subscription is judged apart from this.
-    pub fn judge(&self, _event: &Event) -> Result<(), Stopped> {
-        Ok(())
-    }
-
-    /// The view that has to be fetched before the event can be written as the subscription wants
-    /// it; `None` where the event carries it, or the event has no views (a deletion).
-    pub fn missing_view(&self, event: &Event) -> Option<View> {
-        let has = match self.wanted {
-            View::Basic => event.changes.is_some(),
-            View::Full => event.data.is_some(),
-            View::Extended => event.details.is_some(),
-        };
-        (!has && event.subject.is_none()).then_some(self.wanted)
-    }
-
-    /// Writes `event` for `subscription` (the one that this speaker was made for), with the view
-    /// that was fetched where one was.
-    pub fn render(
-        &self,
-        event: &Event,
-        loaded: Loaded<'_>,
-        // `standard` says the same to everybody; others read names, attributes and parameters.
-        _subscription: &Subscription,
-    ) -> Result<Rendered, RenderError> {
-        let (body, view_sent) = (self.dialect.body)(event, self.wanted, loaded)?;
-        Ok(Rendered {
-            body: body.into(),
-            content_type: self.dialect.content_type.clone(),
-            headers: self.dialect.headers.clone(),
-            view_sent,
-        })
-    }
-
-    /// What the dialect's platform promises about deliveries.
-    pub fn policy(&self) -> &Policy {
-        &self.dialect.policy
+        match self.by_name.get(dialect) {
+            Some(known) => known.read(written),
+            None => Canonical(&[dialect]).read(dialect, written),
+        }
     }
 }
 

@@ -107,7 +107,24 @@ fn what_cannot_be_said_is_named() {
             .unwrap_err(),
         RenderError::UnknownDialect("klingon".into())
     );
-    assert_eq!(dialects.names(), ["standard"]);
+}
+
+#[test]
+fn every_example_of_every_file_comes_out_as_it_says() {
+    let dialects = Dialects::builtin();
+    let mut failures = Vec::new();
+    for name in dialects.names() {
+        let report = dialects.check(name).expect("a dialect");
+        assert_eq!(report.without_example, [""; 0], "{name}");
+        for example in report.examples.iter().filter(|one| !one.diff.is_empty()) {
+            failures.push(format!(
+                "{name}: {}\n{}",
+                example.name,
+                example.diff.join("\n")
+            ));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
