@@ -96,7 +96,10 @@ impl Endpoint {
     /// be worth it.
     pub(crate) async fn enter(self: &Arc<Self>, patience: Duration) -> Result<Slot, Refused> {
         self.admit()?;
-        let slot = self.enter_anyway(patience).await?;
+        if let Some(slot) = self.enter_at_once() {
+            return Ok(slot);
+        }
+        let slot = self.wait(patience).await?;
         // The breaker may have opened while this one waited.
         self.admit()?;
         Ok(slot)
@@ -108,22 +111,30 @@ impl Endpoint {
         self: &Arc<Self>,
         patience: Duration,
     ) -> Result<Slot, Refused> {
-        if let Ok(permit) = self.slots.clone().try_acquire_owned() {
-            return Ok(self.slot(permit));
+        match self.enter_at_once() {
+            Some(slot) => Ok(slot),
+            None => self.wait(patience).await,
         }
+    }
+
+    fn enter_at_once(self: &Arc<Self>) -> Option<Slot> {
+        let permit = self.slots.clone().try_acquire_owned().ok()?;
+        Some(self.slot(permit))
+    }
+
+    async fn wait(self: &Arc<Self>, patience: Duration) -> Result<Slot, Refused> {
         let queue = Waiting::join(&self.waiting);
         if self.lock().health.expected_wait(queue.ahead) > patience {
             return Err((Cause::Busy, Duration::ZERO));
         }
-        let permit = match timeout(patience, self.slots.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_closed)) => return Err((Cause::Stopping, Duration::ZERO)),
+        match timeout(patience, self.slots.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(self.slot(permit)),
+            Ok(Err(_closed)) => Err((Cause::Stopping, Duration::ZERO)),
             Err(_elapsed) => {
                 self.lock().health.waited_in_vain(Instant::now(), patience);
-                return Err((Cause::Busy, Duration::ZERO));
+                Err((Cause::Busy, Duration::ZERO))
             }
-        };
-        Ok(self.slot(permit))
+        }
     }
 
     /// Whether an attempt may be made now, or why not and the least to wait.

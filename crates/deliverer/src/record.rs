@@ -1,6 +1,7 @@
 //! What the log says of a delivery and of an attempt. Pure: secrets are masked here, bounds are
 //! kept here, and what is not worth an entry is decided here.
 
+pub(crate) use event::secret::names_a_secret;
 use event::{
     log::{Archive, Attempt, LogEntry},
     reason::{DeadReason, DeliveryState},
@@ -76,23 +77,6 @@ fn shown_headers(headers: &HeaderMap, body_bytes: usize) -> Vec<(String, String)
         }
     }
     shown
-}
-
-/// Whether a header of this name carries a credential by custom. Those of a dialect may come from
-/// the subscription's attributes; the Standard Webhooks signature is none: it proves one body.
-pub(crate) fn names_a_secret(name: &str) -> bool {
-    const WORDS: [&str; 8] = [
-        "auth",
-        "token",
-        "secret",
-        "password",
-        "key",
-        "cookie",
-        "credential",
-        "signature",
-    ];
-    let name = name.to_ascii_lowercase();
-    name != "webhook-signature" && WORDS.iter().any(|word| name.contains(word))
 }
 
 /// The log's record of an attempt that began at `at`.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use broker::{Parcel, PublishError, Settle, Ticket};
+use broker::{Parcel, PublishError, Route, Settle, Ticket};
 use event::secret::SigningKeys;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -46,14 +46,29 @@ impl Settle for Seen {
 enum Broken {
     Panics,
     Closed,
+    /// Takes everything but the log.
+    NoLog,
+    /// Takes nothing but the log.
+    LogAlone,
+    Works,
 }
 
 impl Publish for Broken {
-    fn publish(&self, _: Parcel) -> BoxFuture<'_, Result<(), PublishError>> {
-        match self {
+    fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<(), PublishError>> {
+        let is_log = parcel.route == Route::Log;
+        let takes = match self {
             Self::Panics => panic!("the publisher broke, as the test wants"),
-            Self::Closed => Box::pin(async { Err(PublishError::Closed) }),
-        }
+            Self::Closed => false,
+            Self::NoLog => !is_log,
+            Self::LogAlone => is_log,
+            Self::Works => true,
+        };
+        let answer = if takes {
+            Ok(())
+        } else {
+            Err(PublishError::Closed)
+        };
+        Box::pin(async { answer })
     }
 }
 
@@ -159,6 +174,13 @@ async fn a_subscription_that_a_restored_store_never_knew_is_a_dead_letter_in_the
 #[tokio::test]
 async fn what_was_not_confirmed_is_not_acked() {
     assert_eq!(carried(Broken::Closed).await, ["give back"]);
+}
+
+#[tokio::test]
+async fn a_delivery_is_settled_when_its_parcel_and_its_log_entry_are_confirmed_and_not_before() {
+    assert_eq!(carried(Broken::Works).await, ["ack"]);
+    assert_eq!(carried(Broken::NoLog).await, ["give back"]);
+    assert_eq!(carried(Broken::LogAlone).await, ["give back"]);
 }
 
 #[tokio::test]

@@ -3,8 +3,12 @@
 
 #[path = "life/house.rs"]
 mod house;
+#[path = "life/log.rs"]
+mod log;
 #[path = "life/receiver.rs"]
 mod receiver;
+#[path = "life/views.rs"]
+mod views;
 
 use std::{collections::BTreeSet, time::Duration};
 

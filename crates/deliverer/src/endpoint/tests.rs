@@ -218,3 +218,31 @@ async fn the_gauge_follows_the_breaker_and_forgets_what_is_gone() {
     drop(endpoint);
     assert_eq!(Breaker::ALL.map(count), [0, 0, 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_test_goes_through_an_open_breaker_and_its_success_closes_it() {
+    let endpoint = endpoint(16);
+    for _ in 0..4 {
+        let slot = endpoint.enter(PATIENCE).await.expect("a slot");
+        slot.leave(&timed_out(), None, || 0.0);
+    }
+    assert_eq!(
+        endpoint.enter(PATIENCE).await.unwrap_err().0,
+        Cause::Breaker
+    );
+    let failing = endpoint.enter_anyway(PATIENCE).await.expect("a slot");
+    failing.leave(&timed_out(), None, || 0.0);
+    assert_eq!(
+        endpoint.enter(PATIENCE).await.unwrap_err().0,
+        Cause::Breaker
+    );
+    let slot = endpoint.enter_anyway(PATIENCE).await.expect("a slot");
+    let crowded = endpoint.enter_anyway(PATIENCE).await;
+    assert_eq!(
+        crowded.unwrap_err().0,
+        Cause::Busy,
+        "within the window, as any"
+    );
+    slot.leave(&well(), None, || 0.0);
+    assert!(endpoint.enter(PATIENCE).await.is_ok());
+}

@@ -264,3 +264,54 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_status_that_the_dialect_does_not_retry_is_refused_at_once() {
+    let policy = policy(json!({ "delays": ["5s", "30s"] }));
+    for (status, reason) in [
+        (400, Some(DeadReason::Refused)),
+        (406, Some(DeadReason::Refused)),
+        (410, Some(DeadReason::Gone)),
+        (402, None),
+        (500, None),
+        (204, None),
+    ] {
+        let case = Case {
+            attempts: 1,
+            policy: &policy,
+            not_retried: &[400, 406, 410, 204],
+            once: false,
+            expires_at: None,
+            now: at(NOW),
+            jitter: 0.0,
+        };
+        let dead = match decide(&Outcome::answered(status), &case) {
+            Verdict::Dead(reason, detail) => {
+                assert!(detail.contains(&status.to_string()), "{detail}");
+                Some(reason)
+            }
+            _ => None,
+        };
+        assert_eq!(dead, reason, "{status}");
+    }
+}
+
+#[test]
+fn a_test_is_tried_once_whatever_the_policy_says() {
+    let policy = policy(json!("standard"));
+    let case = Case {
+        attempts: 1,
+        policy: &policy,
+        not_retried: &[],
+        once: true,
+        expires_at: None,
+        now: at(NOW),
+        jitter: 0.0,
+    };
+    let failed = decide(&answered(503, Some("60")), &case);
+    assert!(
+        matches!(failed, Verdict::Dead(DeadReason::Exhausted, _)),
+        "{failed:?}"
+    );
+    assert_eq!(decide(&Outcome::answered(200), &case), Verdict::Delivered);
+}

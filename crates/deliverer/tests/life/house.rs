@@ -7,10 +7,10 @@ use dialect::Dialects;
 use event::{
     Subscription, SubscriptionId,
     delivery::{Bundle, DeadLetter},
-    log::Archive,
+    log::{Archive, LogBatch, LogEntry},
     secret::{LiveKey, SigningKey, SigningKeys},
 };
-use postrider_deliverer::{Egress, Error, Loaders, Metrics, Parts, Settings};
+use postrider_deliverer::{Egress, Error, Loaders, Metrics, Parts, Settings, settings::Loader};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use store::{
@@ -166,6 +166,42 @@ impl House {
         (letter, received.headers)
     }
 
+    /// The next `count` entries of the log, by event, subscription and attempt; there must be no
+    /// more in their batches.
+    pub(crate) async fn log(&self, count: usize) -> Vec<LogEntry> {
+        let mut consumer = self.broker.consume(Queue::Log, 100).await;
+        let mut entries = Vec::new();
+        while entries.len() < count {
+            let received = timeout(LONG, consumer.next()).await;
+            let received = received
+                .unwrap_or_else(|_| panic!("only {} entries of {count}", entries.len()))
+                .expect("a message");
+            let batch: LogBatch = serde_json::from_slice(&received.body).expect("a batch");
+            entries.extend(batch.entries);
+            received.ticket.ack();
+        }
+        consumer.stop().await;
+        assert_eq!(entries.len(), count, "{entries:#?}");
+        entries.sort_by_key(|entry| {
+            let ids = (
+                entry.event_id.to_string(),
+                entry.subscription_id.to_string(),
+            );
+            (ids, entry.at)
+        });
+        entries
+    }
+
+    /// The loader of appointments, at this URL.
+    pub(crate) fn load_appointments_from(&mut self, url: &str) {
+        let loader = Loader {
+            url: url.into(),
+            token: Some("loader-token".into()),
+            ..Loader::default()
+        };
+        self.loaders.insert("appointment".into(), loader);
+    }
+
     pub(crate) async fn bundle(&self) -> Bundle {
         let received = self.next(Queue::Deliver).await;
         let bundle = serde_json::from_slice(&received.body).expect("a bundle");
@@ -189,6 +225,12 @@ impl House {
 
     /// Waits until a series has this value.
     pub(crate) async fn until(&self, name: &str, label: &str, value: u64) {
+        self.until_at_least(name, label, value).await;
+        assert_eq!(self.count(name, label), value, "{name} of {label:?}");
+    }
+
+    /// Waits until a series has this value or more.
+    pub(crate) async fn until_at_least(&self, name: &str, label: &str, value: u64) {
         let reached = async {
             while self.count(name, label) < value {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -197,7 +239,6 @@ impl House {
         let waited = timeout(LONG, reached).await;
         let now = self.count(name, label);
         assert!(waited.is_ok(), "{name} of {label:?} is {now}, not {value}");
-        assert_eq!(now, value, "{name} of {label:?}");
     }
 
     /// How many messages are left in any queue, unacknowledged ones included: what a process that
@@ -229,5 +270,11 @@ impl Running {
         self.stop.cancel();
         let ended = timeout(LONG, self.task).await.expect("in time");
         ended.expect("no panic").expect("no error");
+    }
+
+    /// Ends the deliverer as a crash would.
+    pub(crate) async fn abort(self) {
+        self.task.abort();
+        assert!(self.task.await.expect_err("aborted").is_cancelled());
     }
 }

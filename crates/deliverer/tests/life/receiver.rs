@@ -42,6 +42,8 @@ impl Request {
 pub(crate) enum Reply {
     Status(u16),
     With(u16, &'static str),
+    /// A document.
+    Says(u16, String),
     /// Answers 200 after so long.
     Late(Duration),
     /// Never answers.
@@ -141,18 +143,22 @@ async fn serve(
             reply
         };
         state.arrived.notify_waiters();
-        let (status, header) = match reply {
-            Reply::Status(status) => (status, ""),
-            Reply::With(status, header) => (status, header),
+        let noted = || "noted".to_owned();
+        let (status, header, body) = match reply {
+            Reply::Status(status) => (status, "", noted()),
+            Reply::With(status, header) => (status, header, noted()),
+            Reply::Says(status, body) => (status, "", body),
             Reply::Late(pause) => {
                 tokio::time::sleep(pause).await;
-                (200, "")
+                (200, "", noted())
             }
             Reply::Never => std::future::pending().await,
         };
         // Over before the answer: the client may send its next request at once.
         state.under_way.fetch_sub(1, Ordering::SeqCst);
-        let answer = format!("HTTP/1.1 {status} -\r\n{header}content-length: 5\r\n\r\nnoted");
+        let length = body.len();
+        let answer =
+            format!("HTTP/1.1 {status} -\r\n{header}content-length: {length}\r\n\r\n{body}");
         stream.write_all(answer.as_bytes()).await?;
     }
     Ok(())
@@ -179,12 +185,9 @@ fn parse(buffer: &[u8]) -> Option<(Request, usize)> {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")?
-        .1
-        .parse()
-        .ok()?;
+    // A GET has none.
+    let length = headers.iter().find(|(name, _)| name == "content-length");
+    let length = length.map_or(Some(0), |(_, value)| value.parse().ok())?;
     let body = rest.get(..length)?.to_owned();
     Some((
         Request {
