@@ -83,45 +83,88 @@ impl Filter {
     /// `Ok` when every clause holds. A missing field makes a clause false, never an error. Bounded:
     /// an expression that would cost too much does not hold, and says so.
     pub fn judge(&self, event: &Event) -> Result<(), Stopped> {
-        let action = event.kind.action();
-        if !self.actions.is_empty() && !self.actions.iter().any(|wanted| wanted == action) {
-            let detail = format!("wanted {}, got `{action}`", any_of(&self.actions));
-            return Err(Stopped {
-                clause: "actions".into(),
-                detail,
-            });
+        self.clauses().try_for_each(|clause| clause.judge(event))
+    }
+
+    /// The clauses that were given, in the order in which they are judged, for who explains.
+    pub fn clauses(&self) -> impl Iterator<Item = Clause<'_>> {
+        let given = |list: &'_ [String]| !list.is_empty();
+        [
+            given(&self.actions).then_some(Clause::Actions(&self.actions)),
+            given(&self.statuses).then_some(Clause::Statuses(&self.statuses)),
+            given(&self.changed_fields).then_some(Clause::ChangedFields(&self.changed_fields)),
+            self.expression.as_ref().map(Where).map(Clause::Where),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// One clause of a filter.
+#[derive(Debug, Clone, Copy)]
+pub enum Clause<'f> {
+    /// The event's action is one of these.
+    Actions(&'f [String]),
+    /// The new status is one of these.
+    Statuses(&'f [String]),
+    /// One of these is a key of `changes`.
+    ChangedFields(&'f [String]),
+    /// An expression holds.
+    Where(Where<'f>),
+}
+
+/// The expression of a filter.
+#[derive(Debug, Clone, Copy)]
+pub struct Where<'f>(&'f Expression);
+
+impl Clause<'_> {
+    /// Its word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Actions(_) => "actions",
+            Self::Statuses(_) => "statuses",
+            Self::ChangedFields(_) => "changed_fields",
+            Self::Where(_) => "where",
         }
-        if !self.statuses.is_empty() {
-            let status = event.status.as_deref();
-            if !status.is_some_and(|status| self.statuses.iter().any(|wanted| wanted == status)) {
-                let got = status.map_or("none".into(), |status| format!("`{}`", shown(status, 64)));
-                let detail = format!("wanted {}, got {got}", any_of(&self.statuses));
-                return Err(Stopped {
-                    clause: "statuses".into(),
-                    detail,
-                });
+    }
+
+    /// Whether it holds.
+    pub fn judge(&self, event: &Event) -> Result<(), Stopped> {
+        let detail = match self {
+            Self::Actions(wanted) => {
+                let action = event.kind.action();
+                if wanted.iter().any(|wanted| wanted == action) {
+                    return Ok(());
+                }
+                format!("wanted {}, got `{action}`", any_of(wanted))
             }
-        }
-        if !self.changed_fields.is_empty()
-            && !has_any_key(event.changes.as_deref(), &self.changed_fields)
-        {
-            let wanted = any_of(&self.changed_fields);
-            let detail = match event.changes {
-                Some(_) => format!("wanted a change of {wanted}, got other fields"),
-                None => format!("wanted a change of {wanted}, the event carries no changes"),
-            };
-            return Err(Stopped {
-                clause: "changed_fields".into(),
-                detail,
-            });
-        }
-        match &self.expression {
-            None => Ok(()),
-            Some(expression) => expression.holds(event).map_err(|detail| Stopped {
-                clause: "where".into(),
-                detail: detail.into(),
-            }),
-        }
+            Self::Statuses(wanted) => {
+                let status = event.status.as_deref();
+                if status.is_some_and(|status| wanted.iter().any(|wanted| wanted == status)) {
+                    return Ok(());
+                }
+                let got = status.map_or("none".into(), |status| format!("`{}`", shown(status, 64)));
+                format!("wanted {}, got {got}", any_of(wanted))
+            }
+            Self::ChangedFields(wanted) => {
+                if has_any_key(event.changes.as_deref(), wanted) {
+                    return Ok(());
+                }
+                let got = match event.changes {
+                    Some(_) => "got other fields",
+                    None => "the event carries no changes",
+                };
+                format!("wanted a change of {}, {got}", any_of(wanted))
+            }
+            Self::Where(Where(expression)) => match expression.holds(event) {
+                Ok(()) => return Ok(()),
+                Err(detail) => detail.into(),
+            },
+        };
+        Err(Stopped {
+            clause: self.word().into(),
+            detail,
+        })
     }
 }
 

@@ -133,6 +133,23 @@ impl SigningKeys {
     }
 }
 
+/// Whether a header of this name carries a credential by custom: its value is shown as `***`. The
+/// Standard Webhooks signature is none: it proves one body.
+pub fn names_a_secret(header: &str) -> bool {
+    const WORDS: [&str; 8] = [
+        "auth",
+        "token",
+        "secret",
+        "password",
+        "key",
+        "cookie",
+        "credential",
+        "signature",
+    ];
+    let name = header.to_ascii_lowercase();
+    name != "webhook-signature" && WORDS.iter().any(|word| name.contains(word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -90,6 +90,31 @@ fn an_empty_filter_wants_everything() {
 }
 
 #[test]
+fn every_clause_that_was_given_is_judged_apart_from_the_others() {
+    let filter = spec(
+        &["created"],
+        &["confirmed"],
+        &[],
+        Some("event.data.price > 1000"),
+    );
+    let filter = Filter::compile(&filter).unwrap();
+    let event = event();
+    let judged: Vec<_> = filter
+        .clauses()
+        .map(|clause| (clause.word(), clause.judge(&event).is_ok()))
+        .collect();
+    assert_eq!(
+        judged,
+        [("actions", false), ("statuses", true), ("where", false)]
+    );
+    let first = filter.judge(&event).unwrap_err();
+    assert_eq!(
+        first.clause, "actions",
+        "the first that does not hold stops it"
+    );
+}
+
+#[test]
 fn each_clause_holds_or_stops_alone() {
     let none = &[][..];
     let event = event();
