@@ -380,6 +380,17 @@ impl Statement {
         Ok(self)
     }
 
+    /// Adds values with commas between.
+    pub(crate) fn list(&mut self, values: &[&str]) -> Result<&mut Self, Error> {
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                self.text(", ");
+            }
+            self.value(*value)?;
+        }
+        Ok(self)
+    }
+
     /// Keeps other tenants' rows out.
     pub(crate) fn sight(&mut self, sight: &Sight) -> Result<&mut Self, Error> {
         match sight {

@@ -7,7 +7,8 @@ use crate::{
     DeadFilter, Error, Page, Paging, Sight, Store,
     cursor::{Cursor, Wanted},
     database::{Statement, within},
-    time,
+    log::health,
+    notices, time,
 };
 
 /// How many letters one transaction records. A batch that took longer than a call may would never
@@ -21,17 +22,31 @@ impl Store {
     /// Records dead letters, each once however often it is given. On an error some may be
     /// recorded already; giving all of them again is right.
     pub async fn record_dead(&self, letters: &[DeadLetter]) -> Result<(), Error> {
+        self.record_dead_and_tell(letters, |_| false).await
+    }
+
+    /// As [`Self::record_dead`], keeping a notice of each letter that was not known and that
+    /// `tells` says is worth one. A letter that is a notice itself gives rise to none.
+    pub async fn record_dead_and_tell(
+        &self,
+        letters: &[DeadLetter],
+        tells: impl Fn(&DeadLetter) -> bool,
+    ) -> Result<(), Error> {
         // In one order, so that two recorders with the same letters never wait for each other
         // in a circle.
         let mut letters: Vec<_> = letters.iter().collect();
         letters.sort_by(|a, b| a.id.cmp(&b.id));
         for letters in letters.chunks(TRANSACTION_MAX) {
-            within(self.record_some_dead(letters)).await?;
+            within(self.record_some_dead(letters, &tells)).await?;
         }
         Ok(())
     }
 
-    async fn record_some_dead(&self, letters: &[&DeadLetter]) -> Result<(), Error> {
+    async fn record_some_dead(
+        &self,
+        letters: &[&DeadLetter],
+        tells: &impl Fn(&DeadLetter) -> bool,
+    ) -> Result<(), Error> {
         let mut lease = self.database().write().await?;
         for letter in letters {
             // Text, not a JSON type: the event's data comes back byte for byte.
@@ -41,7 +56,7 @@ impl Store {
                     letter.id
                 ))
             })?;
-            sqlx::query(
+            let done = sqlx::query(
                 "INSERT INTO dead_letters \
                  (id, tenant, subscription_id, kind, reason, died_at, document) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
@@ -55,6 +70,9 @@ impl Store {
             .bind(document)
             .execute(&mut *lease)
             .await?;
+            if done.rows_affected() == 1 && !health::is_notice(&letter.kind) && tells(letter) {
+                notices::insert_dead(&mut lease, letter).await?;
+            }
         }
         lease.commit().await
     }

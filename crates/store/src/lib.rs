@@ -20,7 +20,11 @@ pub mod feed;
 mod keyring;
 mod location;
 pub mod log;
+mod failing;
+mod notices;
 mod quarantine;
+mod retention;
+mod rows;
 mod subscriptions;
 mod time;
 mod tokens;
@@ -49,6 +53,9 @@ pub use crate::{
         DeliveryFilter, DeliveryRecord, DeliveryRow, EventFilter, EventRecord, EventRow,
         LoggedAttempt, Period, PeriodCount, Recorded,
     },
+    failing::Judged,
+    notices::Notice,
+    retention::Kept,
 };
 
 /// How long opening may take: it may change tables, encrypt everything anew, or wait for another

@@ -22,7 +22,7 @@ use jiff::{Timestamp, civil::Date};
 use serde::Serialize;
 
 /// Nanoseconds in a day.
-const DAY: i64 = 86_400 * 1_000_000_000;
+pub(crate) const DAY: i64 = 86_400 * 1_000_000_000;
 
 /// What one call of [`crate::Store::record`] wrote. Records that were known already count nothing.
 #[derive(Debug, Clone, Default)]
@@ -188,6 +188,6 @@ pub struct EventRecord {
 pub const EVENT_DELIVERIES_MAX: usize = 1000;
 
 /// The day that a time is of.
-fn day_of(nanoseconds: i64) -> i64 {
+pub(crate) fn day_of(nanoseconds: i64) -> i64 {
     nanoseconds.div_euclid(DAY)
 }

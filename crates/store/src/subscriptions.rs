@@ -20,7 +20,10 @@ use crate::{
     crypt::Owner,
     cursor::{Cursor, Wanted},
     database::{Statement, within},
+    failing,
     keyring::{Keys, unreadable},
+    log::health,
+    time,
 };
 
 /// How many changes one call brings.
@@ -210,19 +213,15 @@ impl Store {
             let keys = self.keys();
             let mut lease = self.database().write().await?;
             let revision = next_revision(&mut lease, &keys).await?;
-            let row = one(&mut lease, &Sight::All, id).await?;
-            let stored = row.map(|row| read(row, &keys)).transpose()?;
+            let stored = find(&mut lease, id, &keys).await?;
             let active = stored.filter(|s| s.subscription.state == SubscriptionState::Active);
             let Some(mut stored) = active else {
                 return lease.rollback().await;
             };
-            let subscription = &mut stored.subscription;
-            let known = subscription.revision;
-            subscription.state = SubscriptionState::Disabled;
-            subscription.disabled_reason = Some(reason.to_owned());
-            subscription.updated_at = now;
-            subscription.revision = revision;
+            let known = stored.subscription.revision;
+            failing::disable(&mut stored.subscription, reason, revision, now);
             update(&mut lease, &stored, known, &keys).await?;
+            failing::tell_disabled(&mut lease, &stored.subscription).await?;
             lease.commit().await
         })
         .await
@@ -289,7 +288,10 @@ impl Store {
 
 /// Takes the counter's lock until the transaction ends. Fails when the store was encrypted anew
 /// since this process opened it: what it would write, nobody else could read.
-async fn next_revision(connection: &mut AnyConnection, keys: &Keys) -> Result<u64, Error> {
+pub(crate) async fn next_revision(
+    connection: &mut AnyConnection,
+    keys: &Keys,
+) -> Result<u64, Error> {
     let row: Option<(i64,)> = sqlx::query_as(
         "UPDATE head SET revision = revision + 1 WHERE one = 1 AND key_id = $1 RETURNING revision",
     )
@@ -298,6 +300,16 @@ async fn next_revision(connection: &mut AnyConnection, keys: &Keys) -> Result<u6
     .await?;
     row.map(|(revision,)| unsigned(revision))
         .ok_or_else(other_key)
+}
+
+/// One subscription, whoever's it is.
+pub(crate) async fn find(
+    connection: &mut AnyConnection,
+    id: &SubscriptionId,
+    keys: &Keys,
+) -> Result<Option<Stored>, Error> {
+    let row = one(connection, &Sight::All, id).await?;
+    row.map(|row| read(row, keys)).transpose()
 }
 
 async fn one(
@@ -389,7 +401,9 @@ async fn bury(
     Ok(done.rows_affected() > 0)
 }
 
-async fn update(
+/// Replaces a subscription of this revision; false where it has another by now. Whatever changed,
+/// its endpoint gets a new start.
+pub(crate) async fn update(
     connection: &mut AnyConnection,
     stored: &Stored,
     known: u64,
@@ -409,9 +423,18 @@ async fn update(
     .bind(subscription.id.as_str())
     .bind(subscription.tenant.as_str())
     .bind(signed(known))
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(done.rows_affected() == 1)
+    if done.rows_affected() != 1 {
+        return Ok(false);
+    }
+    health::reset(
+        connection,
+        &subscription.id,
+        time::write(subscription.updated_at),
+    )
+    .await?;
+    Ok(true)
 }
 
 /// The document and the encrypted rest.

@@ -32,7 +32,7 @@ fn died(n: i32) -> Timestamp {
         + n.minutes()
 }
 
-fn letter(of: &str, n: i32) -> DeadLetter {
+pub(super) fn letter(of: &str, n: i32) -> DeadLetter {
     let event_id = EventId::parse(&format!("evt-{n}")).unwrap();
     let subscription_id = SubscriptionId::parse("sub_1").unwrap();
     let delivery_id = DeliveryId::of(&tenant(of), &event_id, &subscription_id);

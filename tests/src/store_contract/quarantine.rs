@@ -12,7 +12,7 @@ promises!(
     messages_are_listed_newest_first_by_reason,
 );
 
-fn message(n: i32, reason: QuarantineReason) -> Quarantined {
+pub(super) fn message(n: i32, reason: QuarantineReason) -> Quarantined {
     let body = format!("body {n}").into_bytes();
     Quarantined {
         id: Quarantined::id_for(&body, reason, "postrider.events/x", None),

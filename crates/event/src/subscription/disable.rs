@@ -146,8 +146,9 @@ impl From<DisableAfter> for Value {
 /// In the largest unit that leaves no rest, as a person would write it.
 fn written(span: Duration) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
-    let whole =
-        |(length, _): &&(u64, &str)| span.subsec_nanos() == 0 && span.as_secs() % length == 0;
+    let whole = |(length, _): &&(u64, &str)| {
+        span.subsec_nanos() == 0 && span.as_secs().is_multiple_of(*length)
+    };
     match units.iter().find(whole) {
         Some((length, unit)) => format!("{}{unit}", span.as_secs() / length),
         None => humantime::format_duration(span).to_string(),

@@ -85,7 +85,6 @@ CREATE TABLE attempts (
 -- How each endpoint's attempts have gone, from attempts in the order in which they were made.
 CREATE TABLE subscription_health (
     subscription_id TEXT COLLATE "C" PRIMARY KEY,
-    tenant TEXT COLLATE "C" NOT NULL,
     -- Failures in a row.
     failures BIGINT NOT NULL,
     -- The first and the last of them.
@@ -103,6 +102,8 @@ CREATE INDEX subscription_health_failing ON subscription_health (subscription_id
 -- broker has it. The id is made of the occasion, so that one published twice is one event.
 CREATE TABLE notices (
     id TEXT COLLATE "C" PRIMARY KEY,
+    tenant TEXT COLLATE "C" NOT NULL,
+    kind TEXT COLLATE "C" NOT NULL,
     created_at BIGINT NOT NULL,
     -- A JSON event.
     document TEXT NOT NULL

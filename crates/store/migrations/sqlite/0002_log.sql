@@ -34,6 +34,7 @@ CREATE TABLE event_subjects (
     day BIGINT NOT NULL,
     PRIMARY KEY (subject, accepted_at, id, tenant, day)
 );
+CREATE INDEX event_subjects_of_event ON event_subjects (id, tenant, day);
 
 CREATE TABLE deliveries (
     id TEXT NOT NULL,
@@ -85,7 +86,6 @@ CREATE TABLE attempts (
 -- How each endpoint's attempts have gone, from attempts in the order in which they were made.
 CREATE TABLE subscription_health (
     subscription_id TEXT PRIMARY KEY,
-    tenant TEXT NOT NULL,
     -- Failures in a row.
     failures BIGINT NOT NULL,
     -- The first and the last of them.
@@ -103,6 +103,8 @@ CREATE INDEX subscription_health_failing ON subscription_health (subscription_id
 -- broker has it. The id is made of the occasion, so that one published twice is one event.
 CREATE TABLE notices (
     id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    kind TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     -- A JSON event.
     document TEXT NOT NULL

@@ -74,3 +74,27 @@ pub(crate) fn part(table: &str, day: i64) -> String {
         format!("{table}_d{day}")
     }
 }
+
+/// The day that a partition of a table is of, by its name.
+pub(crate) fn day_in(table: &str, name: &str) -> Option<i64> {
+    let rest = name.strip_prefix(table)?;
+    match rest.strip_prefix("_m") {
+        Some(day) => day.parse::<i64>().ok().map(|day| -day),
+        None => rest.strip_prefix("_d")?.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_names_its_day() {
+        for day in [0, 20_513, -1, -106_751] {
+            assert_eq!(day_in("events", &part("events", day)), Some(day));
+        }
+        for name in ["events", "events_default", "event_subjects_d1", "events_dx"] {
+            assert_eq!(day_in("events", name), None, "{name}");
+        }
+    }
+}

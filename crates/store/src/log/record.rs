@@ -10,19 +10,21 @@ use event::{
     reason::DeliveryState,
 };
 use serde_json::value::RawValue;
-use sqlx::{AnyConnection, AssertSqlSafe, Row, any::AnyArguments};
+use sqlx::{AnyConnection, Row};
 
 use super::{
     Recorded, day_of,
     health::{self, Turn},
 };
-use crate::{Error, Store, database::within, time};
+use crate::{
+    Error, Store,
+    database::within,
+    rows::{Insert, Values},
+    time,
+};
 
 /// How many resources of one event are found by [`super::EventFilter::subject`].
 const SUBJECTS_MAX: usize = 1000;
-
-/// How many rows one statement writes. Few sizes, so that few statements are prepared.
-const ROWS: [usize; 5] = [128, 32, 8, 2, 1];
 
 impl Store {
     /// Records events that were routed and what became of deliveries, in one transaction. Either
@@ -428,100 +430,6 @@ fn subjects(event: &Event) -> Vec<String> {
     // An index row has its bounds; what is longer is nobody's id.
     all.retain(|subject| subject.len() <= 512 && !subject.contains('\0'));
     all
-}
-
-/// A statement that inserts many rows.
-struct Insert {
-    head: &'static str,
-    columns: usize,
-    tail: &'static str,
-}
-
-impl Insert {
-    /// Writes the rows; how many it changed.
-    async fn run<R>(
-        &self,
-        connection: &mut AnyConnection,
-        rows: &[R],
-        bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
-    ) -> Result<u64, Error> {
-        let mut changed = 0;
-        for rows in parts(rows) {
-            let (sql, values) = self.statement(rows, &bind)?;
-            let done = sqlx::query_with(AssertSqlSafe(sql), values.0)
-                .execute(&mut *connection)
-                .await?;
-            changed += done.rows_affected();
-        }
-        Ok(changed)
-    }
-
-    /// Writes the rows; what it returns of them.
-    async fn run_returning<R>(
-        &self,
-        connection: &mut AnyConnection,
-        rows: &[R],
-        bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
-    ) -> Result<Vec<sqlx::any::AnyRow>, Error> {
-        let mut returned = Vec::new();
-        for rows in parts(rows) {
-            let (sql, values) = self.statement(rows, &bind)?;
-            let part = sqlx::query_with(AssertSqlSafe(sql), values.0)
-                .fetch_all(&mut *connection)
-                .await?;
-            returned.extend(part);
-        }
-        Ok(returned)
-    }
-
-    fn statement<R>(
-        &self,
-        rows: &[R],
-        bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
-    ) -> Result<(String, Values), Error> {
-        let mut sql = String::with_capacity(rows.len() * self.columns * 6 + 600);
-        sql.push_str(self.head);
-        let mut values = Values::default();
-        let mut number = 0;
-        for (index, row) in rows.iter().enumerate() {
-            sql.push_str(if index == 0 { "(" } else { ", (" });
-            for column in 0..self.columns {
-                number += 1;
-                sql.push_str(if column == 0 { "$" } else { ", $" });
-                sql.push_str(&number.to_string());
-            }
-            sql.push(')');
-            bind(row, &mut values)?;
-        }
-        sql.push_str(self.tail);
-        Ok((sql, values))
-    }
-}
-
-/// The values of a statement.
-#[derive(Default)]
-struct Values(AnyArguments);
-
-impl Values {
-    fn add<'v, T>(&mut self, value: T) -> Result<(), Error>
-    where
-        T: sqlx::Encode<'v, sqlx::Any> + sqlx::Type<sqlx::Any>,
-    {
-        use sqlx::Arguments;
-        self.0
-            .add(value)
-            .map_err(|error| Error::Fatal(format!("a value cannot be sent: {error}")))
-    }
-}
-
-/// Cuts rows into parts of the sizes of [`ROWS`].
-fn parts<R>(mut rows: &[R]) -> impl Iterator<Item = &[R]> {
-    std::iter::from_fn(move || {
-        let size = ROWS.into_iter().find(|size| *size <= rows.len())?;
-        let (part, rest) = rows.split_at(size);
-        rows = rest;
-        Some(part)
-    })
 }
 
 /// SQL has no unsigned numbers; no count of ours reaches the difference.
