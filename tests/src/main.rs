@@ -1,9 +1,12 @@
 //! The promises, a module each, against the product's own binary, real RabbitMQ, real PostgreSQL.
 
+mod archive;
 mod broker_contract;
+mod cloud_events;
 mod command;
 mod dead_letters;
 mod delivers;
+mod duplicates;
 mod faults;
 mod filters;
 mod intake;

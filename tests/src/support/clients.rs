@@ -1,11 +1,55 @@
-//! Standard AMQP clients of other languages, from `tests/clients`: proof that a service needs
-//! nothing of ours to publish.
+//! Standard clients of other languages, from `tests/clients`: proof that a service needs nothing
+//! of ours to publish, and a receiver nothing of ours to verify.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use super::folder::run;
 use super::process::{profile_folder, program};
+
+/// A language that people use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Language {
+    Python,
+    Node,
+}
+
+/// A script of `tests/clients` (without its ending), ready for its arguments.
+pub(crate) fn script(language: Language, name: &str) -> Command {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let (mut command, ending) = match language {
+        Language::Python => (Command::new(installed("py/bin/python", "python")), "py"),
+        Language::Node => {
+            let mut command = Command::new(program("node", "node"));
+            command.env("NODE_PATH", installed("node/node_modules", "node"));
+            (command, "js")
+        }
+    };
+    command
+        .arg(scripts.join(format!("{name}.{ending}")))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Publishes CloudEvents as the language's official library writes them, over HTTP and, with the
+/// URL of a broker, over AMQP; their ids.
+pub(crate) async fn publish_cloud_events(
+    language: Language,
+    api: &str,
+    tenant: &str,
+    broker: Option<&str>,
+) -> Vec<String> {
+    let mut command = script(language, "cloud_events");
+    command.args([api, tenant]).args(broker);
+    let output = run(command).await;
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{language:?}: {out}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    out.lines().map(str::to_owned).collect()
+}
 
 /// A client that people use.
 #[derive(Debug, Clone, Copy)]
@@ -36,24 +80,12 @@ pub(crate) async fn attempt(
     tenant: &str,
     prefix: &str,
 ) -> Output {
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
-    let mut command = match client {
-        Client::Pika => {
-            let mut command = Command::new(installed("py/bin/python", "python"));
-            command.arg(scripts.join("publish.py"));
-            command
-        }
-        Client::Amqplib => {
-            let mut command = Command::new(program("node", "node"));
-            command
-                .arg(scripts.join("publish.js"))
-                .env("NODE_PATH", installed("node/node_modules", "node"));
-            command
-        }
+    let language = match client {
+        Client::Pika => Language::Python,
+        Client::Amqplib => Language::Node,
     };
-    command
-        .args([url, &count.to_string(), tenant, prefix])
-        .stdin(Stdio::null());
+    let mut command = script(language, "publish");
+    command.args([url, &count.to_string(), tenant, prefix]);
     run(command).await
 }
 

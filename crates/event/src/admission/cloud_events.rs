@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
 
 use super::{Batch, Envelope, FAULTS_MAX, finding, read, refusal, too_large};
 use crate::{
@@ -172,9 +173,10 @@ fn binary(
             continue;
         }
         seen.push(name);
+        let time = is_time(name).then(|| of_milliseconds(value)).flatten();
         draft.attribute(Attribute {
             name: Cow::Borrowed(name),
-            raw: Cow::Owned(quoted(value)),
+            raw: Cow::Owned(quoted(time.as_deref().unwrap_or(value))),
             kind: Kind::String,
         });
     }
@@ -494,6 +496,18 @@ fn digits<'a>(attribute: &'a Attribute<'_>) -> Option<&'a str> {
     let text = attribute.raw.strip_prefix('"')?.strip_suffix('"')?;
     let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     (whole && (text == "0" || !text.starts_with('0'))).then_some(text)
+}
+
+fn is_time(name: &str) -> bool {
+    matches!(name, "time" | "expiresat")
+}
+
+/// A time as AMQP has it, and as libraries for it write a header: milliseconds since 1970.
+fn of_milliseconds(text: &str) -> Option<String> {
+    let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let milliseconds = whole.then(|| text.parse().ok()).flatten()?;
+    let time = Timestamp::from_millisecond(milliseconds).ok()?;
+    Some(time.to_string())
 }
 
 /// A text as JSON.

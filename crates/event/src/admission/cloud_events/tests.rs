@@ -295,7 +295,8 @@ fn a_batch_is_taken_whole_or_told_by_index() {
 #[test]
 fn headers_carry_what_the_body_does_not() {
     let more = [
-        ("time", "2026-03-01T09:30:00Z"),
+        ("time", "1772357400000"),
+        ("expiresat", "2026-03-02T09:30:00.5Z"),
         ("subject", "10"),
         ("status", "confirmed \"now\""),
         ("previousstatus", "pending"),
@@ -309,7 +310,7 @@ fn headers_carry_what_the_body_does_not() {
     let events = in_headers(&more, "application/vnd.salon+json", b"[1, 2]").unwrap();
     let wanted = json!({
         "id": "e-1", "tenant": "salon-17", "type": "appointment.created",
-        "time": "2026-03-01T09:30:00Z", "subject": "10", "status": "confirmed \"now\"",
+        "time": "2026-03-01T09:30:00Z", "expires_at": "2026-03-02T09:30:00.5Z", "subject": "10", "status": "confirmed \"now\"",
         "previous_status": "pending", "version": u64::MAX, "changes": {"a": 1.0}, "data": [1, 2],
     });
     assert_eq!(written(&events[0]), wanted);
