@@ -80,15 +80,17 @@ impl Subscription {
     /// What the router matches by. An entry that can no longer be read matches nothing; none can
     /// be stored.
     pub fn selectors(&self) -> Cow<'_, [Selector]> {
-        if self.matches.is_empty() {
-            let parsed = self
-                .events
-                .iter()
-                .filter_map(|word| Selector::parse(word).ok());
-            Cow::Owned(parsed.collect())
-        } else {
-            Cow::Borrowed(&self.matches)
-        }
+        meaning(&self.events, &self.matches)
+    }
+}
+
+/// What entries mean: what stands in `matches`, or else they are selectors themselves.
+fn meaning<'m>(events: &[String], matches: &'m [Selector]) -> Cow<'m, [Selector]> {
+    if matches.is_empty() {
+        let parsed = events.iter().filter_map(|word| Selector::parse(word).ok());
+        Cow::Owned(parsed.collect())
+    } else {
+        Cow::Borrowed(matches)
     }
 }
 

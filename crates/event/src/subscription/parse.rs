@@ -283,6 +283,12 @@ fn writable(current: &Subscription) -> Map<String, Value> {
     fields
 }
 
+fn left_words(left: &Subscription, dialect: &str) -> Fault {
+    let left = &left.dialect;
+    let message = format!("is in the words of `{left}`; send it along in those of `{dialect}`");
+    Fault::at("/events", message)
+}
+
 /// What `delivery` says in other words than the dialect would have.
 fn own_delivery(written: &mut Map<String, Value>, usual: &DeliverySpec) {
     let Some(Value::Object(delivery)) = written.get_mut("delivery") else {
@@ -363,8 +369,9 @@ struct Draft {
 struct Form<'r> {
     rules: &'r Rules<'r>,
     faults: Vec<Fault>,
-    /// The dialect that a patch leaves without sending `events` in the new one's words.
-    leaves: Option<&'r str>,
+    /// The subscription whose dialect a patch leaves without sending `events` in the new one's
+    /// words.
+    leaves: Option<&'r Subscription>,
 }
 
 impl<'r> Form<'r> {
@@ -444,7 +451,7 @@ impl<'r> Form<'r> {
         let leaves = dialect.is_some_and(|new| new != current.dialect);
         if leaves {
             written.retain(|key, _| !current.parameters.contains_key(key));
-            self.leaves = (!patch.contains_key("events")).then_some(&*current.dialect);
+            self.leaves = (!patch.contains_key("events")).then_some(current);
         }
         if current.events.is_empty() && patch.get("events") == Some(&Value::Array(Vec::new())) {
             // As it was shown.
@@ -622,16 +629,21 @@ impl<'r> Form<'r> {
     /// What it listens to, in the dialect's words.
     fn words(&mut self, dialect: &str, written: &Map<String, Value>) -> Option<Words> {
         match self.rules.dialects.read(dialect, written) {
-            Ok(words) => Some(words),
+            Ok(words) => {
+                // A word may exist in both and mean something else, or nothing that ever happens.
+                if let Some(left) = self.leaves
+                    && words.selectors() != left.selectors()
+                {
+                    self.faults.push(left_words(left, dialect));
+                }
+                Some(words)
+            }
             Err(mut faults) => {
                 if let Some(left) = self.leaves {
                     let of_events = |fault: &Fault| fault.pointer.starts_with("/events");
                     if faults.iter().any(of_events) {
                         faults.retain(|fault| !of_events(fault));
-                        let message = format!(
-                            "is in the words of `{left}`; send it along in those of `{dialect}`"
-                        );
-                        faults.push(Fault::at("/events", message));
+                        faults.push(left_words(left, dialect));
                     }
                 }
                 self.faults.extend(faults);

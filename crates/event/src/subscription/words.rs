@@ -3,7 +3,7 @@
 //!
 //! What a dialect's words are is the `dialect` crate's to know; it answers through [`Vocabulary`].
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde_json::{Map, Value};
 
@@ -53,6 +53,13 @@ pub struct Words {
     /// Whether the target has to be an `https` URL whatever the server's rules allow: a loopback
     /// address that they name is the only exception, for trials on one machine.
     pub https: bool,
+}
+
+impl Words {
+    /// What the router matches by.
+    pub fn selectors(&self) -> Cow<'_, [Selector]> {
+        super::meaning(&self.events, &self.matches)
+    }
 }
 
 /// The vocabulary of a server that speaks only canonical selectors, whatever a dialect is called.

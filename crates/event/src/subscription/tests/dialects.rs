@@ -40,6 +40,7 @@ impl Vocabulary for Toy {
         let mut faults = Vec::new();
         let selector = |word: &str| match word {
             "Sale" => Some(Selector::parse("payment.paid").unwrap()),
+            "Visit" if dialect == "till" => Some(Selector::parse("check_in.*").unwrap()),
             "Visit" => Some(Selector::parse("appointment.*").unwrap()),
             _ => None,
         };
@@ -256,6 +257,15 @@ fn another_dialect_takes_the_old_ones_words_and_defaults_away() {
         ))
         .len(),
         1
+    );
+    // `till` has all the words of `shop`, and one of them means something else there.
+    let says = ["/events is in the words of `shop`; send it along in those of `till`"];
+    assert_eq!(told(change(&current, json!({"dialect": "till"}))), says);
+    let sales = made(json!({"dialect": "shop", "events": ["Sale"]}));
+    assert_eq!(
+        changed(&sales, json!({"dialect": "till"})).events,
+        ["Sale"],
+        "both mean the same by it"
     );
     let plain = changed(
         &current,
