@@ -93,6 +93,12 @@ text_id!(
     check_own_id
 );
 
+text_id!(
+    /// `job_` and 32 hex digits (a UUIDv7), made by us: a replay, a redrive or a resume.
+    JobId,
+    check_own_id
+);
+
 /// Reads a text and parses it where it stands. (`Cow` would copy it first: it always owns what it
 /// deserializes.) Every id of every delivery passes here.
 pub(crate) fn parsed<'de, D: Deserializer<'de>, T>(
@@ -162,6 +168,13 @@ impl SubscriptionId {
     /// A fresh identifier, growing with time.
     pub fn fresh() -> Self {
         Self(format!("sub_{}", uuid::Uuid::now_v7().simple()).into())
+    }
+}
+
+impl JobId {
+    /// A fresh identifier, growing with time.
+    pub fn fresh() -> Self {
+        Self(format!("job_{}", uuid::Uuid::now_v7().simple()).into())
     }
 }
 

@@ -23,5 +23,5 @@ pub mod target;
 
 pub use event::{Event, EventType, Subject};
 pub use fault::{Fault, Refusal};
-pub use id::{DeadLetterId, DeliveryId, EventId, SubscriptionId, Tenant, TokenId};
+pub use id::{DeadLetterId, DeliveryId, EventId, JobId, SubscriptionId, Tenant, TokenId};
 pub use subscription::Subscription;

@@ -20,7 +20,8 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    fn encode(&self, list: &str) -> String {
+    /// As text, for this list alone.
+    pub(crate) fn encode(&self, list: &str) -> String {
         URL_SAFE_NO_PAD.encode(format!("{list}:{}:{}", self.at, self.id))
     }
 

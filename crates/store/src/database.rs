@@ -78,7 +78,7 @@ macro_rules! step {
 }
 
 /// Every step, in order, never changed once released.
-const MIGRATIONS: &[Step] = &[step!("0001_first"), step!("0002_log"), step!("0003_claims")];
+const MIGRATIONS: &[Step] = &[step!("0001_first"), step!("0002_log"), step!("0003_claims"), step!("0004_jobs")];
 
 /// An open database.
 #[derive(Debug)]

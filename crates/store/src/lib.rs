@@ -17,6 +17,7 @@ mod dead_letters;
 pub mod dedup;
 mod error;
 pub mod feed;
+pub mod jobs;
 mod keyring;
 mod location;
 pub mod log;
