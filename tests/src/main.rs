@@ -11,6 +11,8 @@ mod faults;
 mod filters;
 mod intake;
 mod life;
+mod loaders;
+mod log;
 mod retries;
 mod signatures;
 mod store_contract;

@@ -22,6 +22,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) delay: Duration,
+    pub(crate) body: String,
 }
 
 impl Answer {
@@ -30,7 +31,13 @@ impl Answer {
             status,
             headers: Vec::new(),
             delay: Duration::ZERO,
+            body: String::new(),
         }
+    }
+
+    pub(crate) fn saying(mut self, body: &str) -> Self {
+        self.body = body.to_owned();
+        self
     }
 
     pub(crate) fn with_header(mut self, name: &'static str, value: &str) -> Self {
@@ -224,7 +231,7 @@ async fn receive(
     shared.book().requests[index].answered = Some(answer.status);
     shared.news.notify_waiters();
     let status = StatusCode::from_u16(answer.status).expect("a planned status");
-    let mut response = status.into_response();
+    let mut response = (status, answer.body).into_response();
     for (name, value) in answer.headers {
         response
             .headers_mut()
