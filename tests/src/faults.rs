@@ -53,7 +53,8 @@ impl Stream {
                         .header("content-type", "application/json")
                         .body(body.clone());
                     match request.send().await {
-                        Ok(answer) if answer.status() == 202 => break,
+                        // 200: the batch had been taken, and the answer was lost.
+                        Ok(answer) if answer.status().is_success() => break,
                         // Away or blocked: the same batch again, as `Retry-After` asks.
                         _ => tokio::time::sleep(Duration::from_millis(100)).await,
                     }

@@ -94,6 +94,18 @@ impl World {
         Self::build(kind, deliverers, settings, folder).await
     }
 
+    /// Without a recorder: what is recorded waits in its queues for the test.
+    pub(crate) async fn without_recorder(kind: Kind, more: &[(&'static str, String)]) -> Self {
+        let mut world = Self::with(kind, 1, more).await;
+        let roles = match kind {
+            Kind::Embedded => "producer,router,deliverer,console",
+            Kind::Rabbit => "producer,console",
+        };
+        world.nodes[0].drain().await;
+        world.nodes[0] = Node::start(roles, &world.settings).await;
+        world
+    }
+
     /// Around servers of the test's own.
     pub(crate) async fn around(kind: Kind, settings: Vec<(&'static str, String)>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
