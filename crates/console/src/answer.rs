@@ -17,8 +17,16 @@ pub(crate) type Answer<T = Response> = Result<T, Problem>;
 /// A list as contract 3 has it.
 #[derive(Debug, Serialize)]
 pub(crate) struct List<'c, T> {
-    items: Vec<T>,
-    cursor: Option<&'c str>,
+    pub(crate) items: Vec<T>,
+    pub(crate) cursor: Option<&'c str>,
+}
+
+impl<T> List<'_, T> {
+    /// All there is.
+    pub(crate) fn whole(items: Vec<T>) -> Self {
+        let cursor = None;
+        Self { items, cursor }
+    }
 }
 
 /// One page, each item as `show` has it.

@@ -9,6 +9,7 @@
 
 mod answer;
 mod caller;
+mod catalogue;
 mod dead_letters;
 mod form;
 mod quarantine;
@@ -44,12 +45,17 @@ pub struct State {
 /// The routes, for [`service::http::serve`].
 pub fn router(state: State) -> Router {
     let redrives = redrive::Redrives::new(state.store.clone(), Arc::clone(&state.publisher));
-    let app = Arc::new(App { state, redrives });
+    let app = Arc::new(App {
+        state,
+        redrives,
+        catalogue: catalogue::Catalogue::default(),
+    });
     Router::new()
         .merge(subscriptions::routes())
         .merge(dead_letters::routes())
         .merge(quarantine::routes())
         .merge(tokens::routes())
+        .merge(catalogue::routes())
         .with_state(app)
 }
 
@@ -58,6 +64,7 @@ pub fn router(state: State) -> Router {
 struct App {
     state: State,
     redrives: redrive::Redrives,
+    catalogue: catalogue::Catalogue,
 }
 
 impl std::ops::Deref for App {

@@ -1,5 +1,6 @@
 //! `/v1/subscriptions`: who wants what, written how, sent where.
 
+mod example;
 mod shown;
 mod vcita;
 
@@ -54,6 +55,7 @@ pub(crate) fn routes() -> Router<Arc<App>> {
         .route("/v1/subscriptions/{id}/pause", post(pause))
         .route("/v1/subscriptions/{id}/resume", post(resume))
         .route("/v1/subscriptions/{id}/rotate-secret", post(rotate))
+        .route("/v1/subscriptions/{id}/test", post(example::test))
         .merge(vcita::routes())
 }
 

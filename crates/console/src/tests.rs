@@ -22,6 +22,9 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod dialects;
+mod vcita;
+
 /// A broker that takes everything, or nothing.
 #[derive(Debug, Default)]
 struct Taker {

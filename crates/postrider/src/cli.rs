@@ -27,15 +27,21 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Overrides one setting, such as `--set api.listen=127.0.0.1:8081`; may be repeated
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) set: Vec<(String, String)>,
 }
 
+fn setting(text: &str) -> Result<(String, String), String> {
+    pair(text).ok_or_else(|| "expected KEY=VALUE, such as api.listen=127.0.0.1:8081".into())
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE, such as api.listen=127.0.0.1:8081".into()),
-    }
+    pair(text).ok_or_else(|| "expected KEY=VALUE".into())
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=')?;
+    (!key.is_empty()).then(|| (key.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +55,12 @@ pub(crate) enum Command {
     /// Subscriptions: who wants what, sent where
     #[command(subcommand)]
     Subscriptions(Subscriptions),
+    /// The dialects: how webhooks are named, written and retried
+    #[command(subcommand)]
+    Dialects(Dialects),
+    /// The types of events, and the dialects that have a word for them
+    #[command(subcommand)]
+    EventTypes(EventTypes),
     /// Deliveries that will not be tried again
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -217,6 +229,16 @@ pub(crate) enum Subscriptions {
         #[command(flatten)]
         listing: Listing,
     },
+    /// Sends one an example of each event that it listens to
+    Test {
+        /// sub_…
+        id: String,
+        /// Only of these of its events
+        #[arg(long, value_delimiter = ',')]
+        events: Vec<String>,
+        #[command(flatten)]
+        listing: Listing,
+    },
     /// Makes a new signing secret; the old one signs on beside it for 24 h
     RotateSecret {
         /// sub_…
@@ -229,7 +251,7 @@ pub(crate) enum Subscriptions {
 #[derive(Debug, Args)]
 pub(crate) struct CreateSubscription {
     /// A JSON file with the whole subscription (`-` for standard input) instead of the flags
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["target_url", "events"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target_url", "events", "dialect", "parameters", "attributes", "view"])]
     pub(crate) file: Option<PathBuf>,
     /// Whose events; may be left out with a token bound to one tenant
     #[arg(long)]
@@ -237,9 +259,22 @@ pub(crate) struct CreateSubscription {
     /// Where deliveries go
     #[arg(long = "url", value_name = "URL", required_unless_present = "file")]
     pub(crate) target_url: Option<String>,
-    /// What to listen to, such as `appointment.*,payment.paid`
-    #[arg(long, value_delimiter = ',', required_unless_present = "file")]
+    /// What to listen to, such as `appointment.*,payment.paid`, or the dialect's own words
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["file", "parameters"])]
     pub(crate) events: Vec<String>,
+    /// How deliveries are written, see `postrider dialects list` [default: standard]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dialect: Option<String>,
+    /// A parameter of the dialect, such as `loading_mode=basic`; one that is given more than once
+    /// is a list, and a value in `[…]` is read as JSON
+    #[arg(long = "parameter", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) parameters: Vec<(String, String)>,
+    /// An attribute that the dialect may write, such as `site_name=Salon 17`; may be repeated
+    #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) attributes: Vec<(String, String)>,
+    /// How much of the record is sent: basic, full, extended
+    #[arg(long)]
+    pub(crate) view: Option<String>,
     /// A name for people
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -257,6 +292,54 @@ pub(crate) struct CreateSubscription {
     pub(crate) expression: Option<String>,
     #[command(flatten)]
     pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dialects {
+    /// Lists those that are built in, and those of `dialects.path`
+    List {
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Shows one: its events with what each takes, and how it is sent
+    Show {
+        /// Its name
+        name: String,
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Checks a dialect's file: runs its examples and shows where they differ
+    Check {
+        /// NAME.toml
+        file: PathBuf,
+    },
+    /// Shows what would be sent for an event
+    Render {
+        /// The dialect; that of the subscription where one is given
+        #[arg(long, required_unless_present = "subscription")]
+        dialect: Option<String>,
+        /// A JSON file with the subscription it is sent to, as one is created
+        #[arg(long, value_name = "FILE")]
+        subscription: Option<PathBuf>,
+        /// A JSON file with the event, or `-` for standard input
+        #[arg(default_value = "-", value_name = "EVENT")]
+        event: PathBuf,
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventTypes {
+    /// Lists them
+    List {
+        /// How to print
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
 }
 
 #[derive(Debug, Subcommand)]

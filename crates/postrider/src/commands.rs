@@ -1,6 +1,7 @@
 //! What each command does, and how it ends.
 
 mod dead_letters;
+mod dialects;
 mod local;
 mod subscriptions;
 mod tokens;
@@ -86,6 +87,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             let settings = settings(&global)?;
             block_on(subscriptions::run(&settings, options))
         }
+        Command::Dialects(options) => dialects::run(&settings(&global)?, options),
+        Command::EventTypes(options) => dialects::event_types(&settings(&global)?, &options),
         Command::DeadLetters(options) => {
             let settings = settings(&global)?;
             block_on(dead_letters::run(&settings, options))

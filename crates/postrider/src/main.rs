@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod commands;
 mod demo;
+mod dialects;
 #[cfg(test)]
 mod docs;
 mod output;

@@ -8,6 +8,7 @@ pub(crate) mod gauges;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use broker::Broker;
+use dialect::Dialects;
 use event::SubscriptionId;
 use jiff::Timestamp;
 use prometheus::Registry;
@@ -58,6 +59,7 @@ impl Running {
         let roles: BTreeSet<usize> = wanted(roles);
         let has = |role: Role| roles.contains(&(role as usize));
         install_crypto();
+        let dialects = crate::dialects::load(settings)?;
 
         let store = open_store(settings, &stop).await?;
         let broker = Broker::open(&settings.broker).await.map_err(failed)?;
@@ -77,14 +79,20 @@ impl Running {
         running.watch(settings, &feed).await?;
         if has(Role::Producer) || has(Role::Console) {
             running
-                .serve_api(settings, &feed, has(Role::Producer), has(Role::Console))
+                .serve_api(
+                    settings,
+                    &feed,
+                    &dialects,
+                    has(Role::Producer),
+                    has(Role::Console),
+                )
                 .await?;
         }
         if has(Role::Router) {
             running.start_router(settings, &feed)?;
         }
         if has(Role::Deliverer) {
-            running.start_deliverer(settings, &feed)?;
+            running.start_deliverer(settings, &feed, dialects)?;
         }
         if has(Role::Recorder) {
             running.start_recorder()?;
@@ -166,6 +174,7 @@ impl Running {
         &mut self,
         settings: &Settings,
         feed: &Feed,
+        dialects: &Arc<Dialects>,
         producer: bool,
         console: bool,
     ) -> Result<(), Failure> {
@@ -198,7 +207,7 @@ impl Running {
                 publisher: self.broker.publisher(),
                 access,
                 rules: settings.egress.rules(),
-                dialects: Arc::new(dialect::Dialects::builtin()),
+                dialects: Arc::clone(dialects),
             }));
         }
         let listener = service::http::bind("api.listen", listen)
@@ -247,13 +256,18 @@ impl Running {
         Ok(())
     }
 
-    fn start_deliverer(&mut self, settings: &Settings, feed: &Feed) -> Result<(), Failure> {
+    fn start_deliverer(
+        &mut self,
+        settings: &Settings,
+        feed: &Feed,
+        dialects: Arc<Dialects>,
+    ) -> Result<(), Failure> {
         let (disable, asked) = mpsc::channel(1024);
         tokio::spawn(disable_asked(self.store.clone(), feed.clone(), asked));
         let parts = deliverer::Parts {
             broker: self.broker.clone(),
             feed: feed.clone(),
-            dialects: Arc::new(dialect::Dialects::builtin()),
+            dialects,
             settings: settings.delivery.clone(),
             egress: settings.egress.clone(),
             metrics: deliverer::Metrics::register(&self.registry).map_err(metrics_failed)?,

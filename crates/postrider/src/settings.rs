@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     pub(crate) router: router::Settings,
     pub(crate) delivery: deliverer::Settings,
     pub(crate) egress: deliverer::Egress,
+    pub(crate) dialects: crate::dialects::Folder,
     pub(crate) log: service::telemetry::Settings,
 }
 
@@ -252,6 +253,11 @@ pub(crate) const KEYS: &[Key] = &[
         "egress.ca_file",
         "",
         "A PEM file with authorities to trust besides the system's, for endpoints with certificates of your own.",
+    ),
+    key(
+        "dialects.path",
+        "",
+        "A folder of `NAME.toml` files: dialects besides those that are built in, see [dialects.md](dialects.md). A broken file refuses to start.",
     ),
     key("log.format", "text", "`text` or `json`, to standard error."),
     key(

@@ -11,7 +11,10 @@ use crate::{
 pub(super) fn config(global: &Global, command: &Config) -> Result<(), Failure> {
     let loaded = crate::settings::load(global)?;
     match command {
-        Config::Check => say!("the settings hold"),
+        Config::Check => {
+            drop(crate::dialects::load(&loaded.settings)?);
+            say!("the settings hold");
+        }
         Config::Show {
             output: Format::Json,
         } => {

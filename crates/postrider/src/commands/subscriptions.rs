@@ -1,5 +1,7 @@
 //! `postrider subscriptions …`
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::{Failure, read_input};
@@ -18,6 +20,12 @@ const COLUMNS: &[output::Column] = &[
     ("events", "/events"),
     ("target", "/target_url"),
     ("name", "/name"),
+];
+
+const SENT: &[output::Column] = &[
+    ("type", "/type"),
+    ("event_id", "/event_id"),
+    ("delivery_id", "/delivery_id"),
 ];
 
 pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(), Failure> {
@@ -52,7 +60,7 @@ pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(
             listing,
         ),
         Subscriptions::Create(create) => {
-            let body = body(&create)?;
+            let body = body(&create, settings)?;
             let listing = create.listing;
             (
                 Api::new(&listing.remote, settings)?
@@ -75,6 +83,20 @@ pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(
         }
         Subscriptions::Resume { id, listing } => {
             (act(settings, &listing, &id, "resume").await?, listing)
+        }
+        Subscriptions::Test {
+            id,
+            events,
+            listing,
+        } => {
+            let body = match events.as_slice() {
+                [] => json!({}),
+                events => json!({ "events": events }),
+            };
+            let api = Api::new(&listing.remote, settings)?;
+            let answer = api.post(&path(&id, "test"), &body).await?;
+            output::list(&answer, SENT, listing.output);
+            return Ok(());
         }
         Subscriptions::RotateSecret { id, listing } => (
             act(settings, &listing, &id, "rotate-secret").await?,
@@ -101,7 +123,7 @@ fn path(id: &str, action: &str) -> String {
     format!("/v1/subscriptions/{id}{slash}{action}")
 }
 
-fn body(create: &CreateSubscription) -> Result<Value, Failure> {
+fn body(create: &CreateSubscription, settings: &Settings) -> Result<Value, Failure> {
     if let Some(file) = &create.file {
         return serde_json::from_slice(&read_input(file)?)
             .map_err(|error| Failure::usage(format!("{}: {error}", file.display())));
@@ -125,13 +147,61 @@ fn body(create: &CreateSubscription) -> Result<Value, Failure> {
         ("tenant", &create.tenant),
         ("target_url", &create.target_url),
         ("name", &create.name),
+        ("dialect", &create.dialect),
+        ("view", &create.view),
     ];
     for (name, text) in texts {
         if let Some(text) = text {
             body.insert(name.into(), json!(text));
         }
     }
-    body.insert("events".into(), json!(create.events));
+    if !create.events.is_empty() {
+        body.insert("events".into(), json!(create.events));
+    }
     body.insert("filter".into(), Value::Object(filter));
+    if !create.attributes.is_empty() {
+        let attributes: BTreeMap<_, _> = create.attributes.iter().cloned().collect();
+        body.insert("attributes".into(), json!(attributes));
+    }
+    for (name, value) in parameters(create, settings)? {
+        if body.insert(name.clone(), value).is_some() {
+            let text = format!("--parameter {name}: is no parameter but has a flag of its own");
+            return Err(Failure::usage(text));
+        }
+    }
     Ok(Value::Object(body))
+}
+
+/// The dialect's parameters. One that is a list has one value for each time that it is given.
+fn parameters(
+    create: &CreateSubscription,
+    settings: &Settings,
+) -> Result<BTreeMap<String, Value>, Failure> {
+    let mut texts: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+    for (name, text) in &create.parameters {
+        texts.entry(name).or_default().push(text);
+    }
+    let lists = lists(create, settings)?;
+    let value = |name: &String, texts: Vec<&String>| match texts.as_slice() {
+        [text] if text.starts_with('[') => serde_json::from_str(text)
+            .map_err(|error| Failure::usage(format!("--parameter {name}: {error}"))),
+        [text] if !lists.contains(name) => Ok(json!(text)),
+        texts => Ok(json!(texts)),
+    };
+    texts
+        .into_iter()
+        .map(|(name, texts)| Ok((name.clone(), value(name, texts)?)))
+        .collect()
+}
+
+/// The parameters of the dialect that are lists, as far as this side knows it: the server may have
+/// dialects that this configuration has not.
+fn lists(create: &CreateSubscription, settings: &Settings) -> Result<Vec<String>, Failure> {
+    let (Some(dialect), false) = (&create.dialect, create.parameters.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let catalogue = crate::dialects::load(settings)?.catalogue(dialect);
+    let parameters = catalogue.map(|known| known.parameters).unwrap_or_default();
+    let lists = parameters.into_iter().filter(|own| own.list);
+    Ok(lists.map(|own| own.name).collect())
 }
