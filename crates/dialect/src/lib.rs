@@ -41,12 +41,20 @@ use file::Origin;
 use spoken::Dialect;
 
 /// The dialects that are built in.
-const BUILTIN: [(&str, &str); 2] = [
+const BUILTIN: [(&str, &str); 7] = [
+    (
+        "cloudevents.toml",
+        include_str!("../dialects/cloudevents.toml"),
+    ),
+    ("ssa.toml", include_str!("../dialects/ssa.toml")),
     ("standard.toml", include_str!("../dialects/standard.toml")),
+    ("vagaro.toml", include_str!("../dialects/vagaro.toml")),
+    ("vcita.toml", include_str!("../dialects/vcita.toml")),
     (
         "vikappointments.toml",
         include_str!("../dialects/vikappointments.toml"),
     ),
+    ("zaui.toml", include_str!("../dialects/zaui.toml")),
 ];
 
 /// All dialects a process knows, by name.

@@ -137,11 +137,11 @@ impl Speaker {
             asked,
             checks,
             body,
-            subscription: Value::from_iter(named),
-            attributes: attributes
-                .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
-                .collect(),
-            parameters: texts.into_iter().collect(),
+            subscription: Value::from_pairs(named),
+            attributes: Value::from_pairs(
+                attributes.map(|(name, value)| (name.clone(), Value::from(value.as_str()))),
+            ),
+            parameters: Value::from_pairs(texts),
             pool,
             dialect,
         }

@@ -141,7 +141,10 @@ impl Dialect {
             .flat_map(|meaning| &meaning.selectors)
             .map(Selector::to_string)
             .collect();
-        let near = nearest(text, words.iter().copied())
+        let below: Vec<String> = self.groups();
+        let below = below.iter().map(String::as_str);
+        let named = words.iter().copied();
+        let near = nearest(text, named.chain(below.filter(|_| text.ends_with('*'))))
             .or_else(|| nearest(text, also.map(String::as_str)))
             .or_else(|| nearest(text, types.iter().map(String::as_str)))
             .map(|near| format!("; did you mean `{near}`?"))
@@ -152,6 +155,21 @@ impl Dialect {
             self.name,
             words.join("`, `")
         )
+    }
+
+    /// The entries that stand for several words: `Bookings/*` and its like.
+    fn groups(&self) -> Vec<String> {
+        let joint = self.wildcard.as_deref().unwrap_or_default();
+        let mut groups: Vec<String> = Vec::new();
+        for word in &self.words {
+            if let Some((group, _)) = word.word.split_once(joint).filter(|_| !joint.is_empty()) {
+                let group = format!("{group}{joint}*");
+                if !groups.contains(&group) {
+                    groups.push(group);
+                }
+            }
+        }
+        groups
     }
 
     /// The words an entry may be said with.
