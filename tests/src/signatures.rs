@@ -1,14 +1,18 @@
 //! Every delivery is signed as Standard Webhooks has it, with every live secret.
 
+use std::time::{Duration, Instant};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{Signature, Verifier, VerifyingKey};
 use hmac::{Hmac, KeyInit, Mac};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::{
     delivers::on_both,
     support::{
+        clients::{Language, script},
+        process::Process,
         receiver::Request,
         world::{Fate, World},
     },
@@ -16,7 +20,8 @@ use crate::{
 
 on_both!(
     two_secrets_sign_while_a_rotation_lasts,
-    ed25519_signs_beside_hmac
+    ed25519_signs_beside_hmac,
+    published_verifiers_accept_every_live_secret_and_nothing_forged,
 );
 
 /// What the specification says is signed.
@@ -119,5 +124,109 @@ async fn ed25519_signs_beside_hmac(world: World) {
         secret: text("secret"),
     };
     world.expect(&sub, &id, Fate::Delivered);
+    world.finish().await;
+}
+
+/// A receiver of another language, with the Standard Webhooks library that people install there.
+struct Published {
+    process: Process,
+    secrets: tempfile::NamedTempFile,
+    url: String,
+}
+
+impl Published {
+    async fn start(language: Language) -> Self {
+        let secrets = tempfile::NamedTempFile::new().expect("a file");
+        let mut command = script(language, "verify");
+        command.arg(secrets.path());
+        let process = Process::spawn(command);
+        let port = line(&process, |line| Some(line.to_owned())).await;
+        Self {
+            process,
+            secrets,
+            url: format!("http://127.0.0.1:{port}/hook"),
+        }
+    }
+
+    fn knows(&self, secrets: &[&str]) {
+        std::fs::write(self.secrets.path(), secrets.join("\n")).expect("written");
+    }
+
+    /// What it said of this event.
+    async fn said_of(&self, event: &str) -> Value {
+        line(&self.process, |line| {
+            let said: Value = serde_json::from_str(line).ok()?;
+            (said["id"] == event).then_some(said)
+        })
+        .await
+    }
+}
+
+/// Waits for a whole line of output.
+async fn line<T>(process: &Process, wanted: impl Fn(&str) -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let out = process.stdout();
+        let whole = out
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        if let Some(found) = whole.map(str::trim_end).find_map(&wanted) {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "it never said so: {out}{}",
+            process.stderr()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn published_verifiers_accept_every_live_secret_and_nothing_forged(world: World) {
+    const STRANGER: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    for language in [Language::Python, Language::Node] {
+        let verifier = Published::start(language).await;
+        let body = json!({
+            "tenant": "salon-17", "target_url": verifier.url, "events": ["*"],
+            "signing": ["v1", "v1a"],
+        });
+        let created = world.call("POST", "/v1/subscriptions", Some(body)).await;
+        let created = created.expect(201);
+        world.known(&created).await;
+        let id = created["id"].as_str().expect("an id").to_owned();
+        let old = created["secret"].as_str().expect("the secret").to_owned();
+
+        // Neither the form of the data nor what is not ASCII may come between it and its signature.
+        let data = r#"{ "n": 1.10, "name":"Zo\u00eb", "emoji": "😀é" }"#;
+        let publish = async || {
+            let body = format!(r#"{{"tenant":"salon-17","type":"payment.paid","data":{data}}}"#);
+            let body = Some(("application/json", body.into_bytes()));
+            let answer = world.send("POST", "/v1/events", body, None).await;
+            answer.expect(202)["ids"][0]
+                .as_str()
+                .expect("an id")
+                .to_owned()
+        };
+        verifier.knows(&[&old, STRANGER]);
+        let event = publish().await;
+        let said = verifier.said_of(&event).await;
+        let wanted = json!({"id": event, "verified": [true, false], "forged": false});
+        assert_eq!(said, wanted, "{language:?}");
+
+        let path = format!("/v1/subscriptions/{id}");
+        let rotated = world
+            .call("POST", &format!("{path}/rotate-secret"), None)
+            .await
+            .expect(200);
+        let fresh = rotated["secret"].as_str().expect("the new secret");
+        let now = world.call("GET", &path, None).await.expect(200);
+        world.known(&now).await;
+        verifier.knows(&[&old, fresh, STRANGER]);
+        let event = publish().await;
+        let said = verifier.said_of(&event).await;
+        let wanted = json!({"id": event, "verified": [true, true, false], "forged": false});
+        assert_eq!(said, wanted, "{language:?}");
+        world.call("DELETE", &path, None).await.expect(204);
+    }
     world.finish().await;
 }
