@@ -95,7 +95,7 @@ impl Running {
             running.start_deliverer(settings, &feed, dialects)?;
         }
         if has(Role::Recorder) {
-            running.start_recorder()?;
+            running.start_recorder(settings, &feed)?;
         }
         let names: Vec<_> = Role::ALL
             .into_iter()
@@ -281,10 +281,12 @@ impl Running {
         Ok(())
     }
 
-    fn start_recorder(&mut self) -> Result<(), Failure> {
+    fn start_recorder(&mut self, settings: &Settings, feed: &Feed) -> Result<(), Failure> {
         let parts = recorder::Parts {
             broker: self.broker.clone(),
             store: self.store.clone(),
+            feed: feed.clone(),
+            retention: settings.retention.clone(),
             metrics: recorder::metrics::Metrics::register(&self.registry)
                 .map_err(metrics_failed)?,
         };

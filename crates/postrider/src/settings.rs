@@ -16,6 +16,7 @@ pub(crate) struct Settings {
     pub(crate) broker: broker::Settings,
     pub(crate) store: store::Settings,
     pub(crate) router: router::Settings,
+    pub(crate) retention: recorder::Retention,
     pub(crate) delivery: deliverer::Settings,
     pub(crate) egress: deliverer::Egress,
     pub(crate) dialects: crate::dialects::Folder,
@@ -74,6 +75,7 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
         .router
         .faults()
         .into_iter()
+        .chain(settings.retention.faults())
         .chain(settings.delivery.faults())
         .chain(settings.api.faults())
         .chain(settings.log.faults())
@@ -193,6 +195,26 @@ pub(crate) const KEYS: &[Key] = &[
         "router.bundles_in_flight",
         "8",
         "Bundles waiting for their confirm, 1 to 256; the next ones fill up meanwhile.",
+    ),
+    key(
+        "retention.events",
+        "30d",
+        "How long events are kept, from their acceptance; 1 day to 10 years, `0s` for ever. Whole days are forgotten at a time.",
+    ),
+    key(
+        "retention.deliveries",
+        "30d",
+        "How long deliveries and their attempts are kept, from the acceptance of the event.",
+    ),
+    key(
+        "retention.dead_letters",
+        "90d",
+        "How long dead letters are kept and can be redriven.",
+    ),
+    key(
+        "retention.quarantine",
+        "30d",
+        "How long quarantined messages are kept.",
     ),
     key(
         "delivery.max_in_flight",

@@ -10,7 +10,7 @@ use store::{Quarantined, Store};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Parts, RETRY_AFTER, give_back, metrics::Table, read};
+use crate::{Parts, RETRY_AFTER, give_back, metrics::Table, notices::Listeners, read};
 
 /// The most messages recorded in one transaction.
 const BATCH_MAX: usize = 200;
@@ -18,6 +18,7 @@ const BATCH_MAX: usize = 200;
 pub(crate) struct Drain<'a> {
     pub(crate) queue: Queue,
     pub(crate) parts: &'a Parts,
+    pub(crate) listeners: &'a Listeners,
     pub(crate) stop: &'a CancellationToken,
 }
 
@@ -46,7 +47,7 @@ impl Drain<'_> {
         let mut away = false;
         loop {
             let begun = Instant::now();
-            match batch.write(&self.parts.store).await {
+            match batch.write(&self.parts.store, self.listeners).await {
                 Ok(()) => {
                     if away {
                         info!(queue = ?self.queue, "the store is back, recording again");
@@ -116,9 +117,10 @@ impl Batch {
         batch
     }
 
-    async fn write(&self, store: &Store) -> Result<(), store::Error> {
+    async fn write(&self, store: &Store, listeners: &Listeners) -> Result<(), store::Error> {
         if !self.letters.is_empty() {
-            store.record_dead(&self.letters).await?;
+            let tells = |letter: &DeadLetter| listeners.listen_to_the_dead(&letter.tenant);
+            store.record_dead_and_tell(&self.letters, tells).await?;
         }
         if !self.quarantined.is_empty() {
             store.record_quarantined(&self.quarantined).await?;

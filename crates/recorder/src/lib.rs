@@ -8,7 +8,12 @@
 mod drain;
 mod log;
 pub mod metrics;
+mod notices;
 mod read;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod upkeep;
 
 use std::time::Duration;
 
@@ -16,7 +21,9 @@ use broker::{Broker, Consume, Queue};
 use drain::Drain;
 use futures_util::FutureExt;
 use metrics::Metrics;
-use store::Store;
+use notices::Listeners;
+pub use settings::Retention;
+use store::{Store, feed::Feed};
 use tokio_util::sync::CancellationToken;
 
 /// How long a batch waits before the store is tried again.
@@ -29,19 +36,37 @@ pub struct Parts {
     pub broker: Broker,
     /// Where they go.
     pub store: Store,
+    /// Who listens to notices.
+    pub feed: Feed,
+    /// How long what is recorded is kept.
+    pub retention: Retention,
     /// Counters.
     pub metrics: Metrics,
 }
 
 /// Records until `stop`, then finishes the batch it holds.
 pub async fn run(parts: Parts, stop: CancellationToken) {
+    // Who wants to know of a dead letter must be known before one is recorded.
+    let mut snapshots = parts.feed.watch();
+    let first = snapshots.wait_for(Option::is_some);
+    if !matches!(stop.run_until_cancelled(first).await, Some(Ok(_))) {
+        return;
+    }
+    let listeners = Listeners::new(parts.feed.clone());
     let drain = |queue| Drain {
         queue,
         parts: &parts,
+        listeners: &listeners,
         stop: &stop,
     };
     let (dead, quarantine) = (drain(Queue::Dead), drain(Queue::Quarantine));
-    tokio::join!(dead.run(), quarantine.run(), log::run(&parts, &stop));
+    tokio::join!(
+        dead.run(),
+        quarantine.run(),
+        log::run(&parts, &stop),
+        notices::run(&parts, &listeners, &stop),
+        upkeep::run(&parts, &stop),
+    );
 }
 
 /// Stops a consumer. What it still holds was handed out to nobody; the broker gives it to the next

@@ -5,7 +5,10 @@
 use std::time::{Duration, Instant};
 
 use broker::{Queue, Received, Ticket};
-use event::log::{Archived, LogEntry};
+use event::{
+    SubscriptionId,
+    log::{Archived, LogEntry},
+};
 use jiff::Timestamp;
 use store::{Error, Quarantined, Store};
 use tokio_util::sync::CancellationToken;
@@ -81,6 +84,8 @@ struct Batch {
     bytes: usize,
     /// How many of `archived`, then of `entries`, are written already.
     done: usize,
+    /// Subscriptions that were seen to fail.
+    failing: Vec<SubscriptionId>,
 }
 
 impl Batch {
@@ -128,6 +133,10 @@ impl Batch {
                     metrics.lag_since(oldest, Timestamp::now());
                     if finished {
                         self.tickets.drain(..).for_each(Ticket::ack);
+                        if let Err(error) = judge(parts, &self.failing).await {
+                            // The next failure brings it up again, or the upkeep does.
+                            warn!(%error, "failing subscriptions could not be judged yet");
+                        }
                         return true;
                     }
                     continue;
@@ -167,6 +176,7 @@ impl Batch {
                 &self.entries[self.done.saturating_sub(events)..end.saturating_sub(events)];
             let recorded = parts.store.record(archived, entries).await?;
             self.done = end;
+            self.failing.extend(recorded.failing);
             let metrics = &parts.metrics;
             metrics.wrote(Table::Events, recorded.events);
             metrics.wrote(Table::Deliveries, recorded.deliveries);
@@ -210,4 +220,22 @@ impl Batch {
             .chain(self.entries.iter().map(|entry| entry.at))
             .min()
     }
+}
+
+/// Holds what fails against its limits.
+pub(crate) async fn judge(parts: &Parts, failing: &[SubscriptionId]) -> Result<(), Error> {
+    if failing.is_empty() {
+        return Ok(());
+    }
+    let judged = parts.store.judge_failing(failing, Timestamp::now()).await?;
+    for id in &judged.warned {
+        info!(subscription_id = %id, "half of delivery.disable_after is used up");
+    }
+    for id in &judged.disabled {
+        info!(subscription_id = %id, "subscription disabled, because it only fails");
+    }
+    if !judged.disabled.is_empty() {
+        parts.feed.nudge();
+    }
+    Ok(())
 }

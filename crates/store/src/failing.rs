@@ -75,6 +75,18 @@ impl Store {
         .await
     }
 
+    /// How many attempts in a row have failed for a subscription.
+    pub async fn failures_in_a_row(&self, id: &SubscriptionId) -> Result<u64, Error> {
+        within(async {
+            let mut statement =
+                Statement::new("SELECT failures FROM subscription_health WHERE subscription_id = ");
+            statement.value(id.as_str())?;
+            let row: Option<(i64,)> = self.database().row(statement).await?;
+            Ok(row.map_or(0, |(failures,)| u64::try_from(failures).unwrap_or(0)))
+        })
+        .await
+    }
+
     /// Of these, the ones to act on, by a look without a lock.
     async fn suspects(&self, ids: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Run)>, Error> {
         let texts: Vec<&str> = ids.iter().map(SubscriptionId::as_str).collect();
