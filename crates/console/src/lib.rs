@@ -11,9 +11,13 @@ mod answer;
 mod caller;
 mod catalogue;
 mod dead_letters;
+mod deliveries;
+mod events;
+mod explain;
 mod form;
 mod quarantine;
 mod redrive;
+mod retry;
 mod subscriptions;
 mod tokens;
 
@@ -52,6 +56,9 @@ pub fn router(state: State) -> Router {
     });
     Router::new()
         .merge(subscriptions::routes())
+        .merge(explain::routes())
+        .merge(events::routes())
+        .merge(deliveries::routes())
         .merge(dead_letters::routes())
         .merge(quarantine::routes())
         .merge(tokens::routes())

@@ -8,15 +8,17 @@ use std::{sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use broker::{Parcel, Publish, Route};
 use event::{
-    DeadLetterId, DeliveryId, SubscriptionId,
-    delivery::{Bundle, DeadLetter, Item, Recipient},
+    DeadLetterId, DeliveryId, Event, SubscriptionId,
+    delivery::{Bundle, DeadLetter, Item, Purpose, Recipient},
+    log::LogEntry,
+    reason::DeliveryState,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 use service::http::Problem;
 use store::{Sight, Store};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::answer::{Answer, conflict, not_published, store_failed};
 
@@ -107,30 +109,25 @@ impl Redrives {
         }
     }
 
-    async fn redrive(&self, sight: &Sight, letter: &DeadLetter) -> Answer<Redriven> {
+    /// For who begins runs by other ways: while the turn is held, nobody else redrives here.
+    pub(crate) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Redrives a letter, for who holds the turn.
+    pub(crate) async fn redrive(&self, sight: &Sight, letter: &DeadLetter) -> Answer<Redriven> {
         let now = Timestamp::now();
-        let subscription = &letter.subscription_id;
-        let stored = self
-            .store
-            .subscription(sight, subscription)
-            .await
-            .map_err(store_failed)?;
-        let revision = match stored.map(|stored| stored.subscription.revision) {
-            None => {
-                let detail = "its subscription was deleted; there is nowhere to deliver it to";
-                return Ok(Redriven::Stays(conflict("subscription_deleted", detail)));
-            }
-            Some(_) if letter.event.expires_at.is_some_and(|end| end <= now) => {
-                let detail = "its event has expired; it would die again at once";
-                return Ok(Redriven::Stays(conflict("expired", detail)));
-            }
-            Some(revision) => revision,
+        let again = Again::of(letter);
+        let revision = match self.can_go(sight, &again, now).await? {
+            Ok(revision) => revision,
+            Err(problem) => return Ok(Redriven::Stays(problem)),
         };
-        self.publish(parcel(letter, revision)?).await?;
+        self.send(&again, revision).await?;
         tracing::info!(
             dead_letter_id = %letter.id, delivery_id = %letter.delivery_id,
             event_id = %letter.event_id, "dead letter redriven"
         );
+        self.note(&again, now).await;
         if let Err(error) = self.store.delete_dead_letter(sight, &letter.id).await {
             tracing::warn!(
                 dead_letter_id = %letter.id, %error,
@@ -143,10 +140,58 @@ impl Redrives {
         }
         Ok(Redriven::Sent(Run {
             id: letter.id.clone(),
-            delivery_id: letter.delivery_id.clone(),
-            subscription_id: letter.subscription_id.clone(),
-            run: letter.run + 1,
+            delivery_id: again.delivery_id,
+            subscription_id: again.subscription_id,
+            run: again.run,
         }))
+    }
+
+    /// The revision of the subscription that it goes to, or why it cannot go.
+    pub(crate) async fn can_go(
+        &self,
+        sight: &Sight,
+        again: &Again,
+        now: Timestamp,
+    ) -> Answer<Result<u64, Problem>> {
+        let stored = self
+            .store
+            .subscription(sight, &again.subscription_id)
+            .await
+            .map_err(store_failed)?;
+        Ok(match stored.map(|stored| stored.subscription.revision) {
+            None => {
+                let detail = "its subscription was deleted; there is nowhere to deliver it to";
+                Err(conflict("subscription_deleted", detail))
+            }
+            Some(_) if again.event.expires_at.is_some_and(|end| end <= now) => {
+                let detail = "its event has expired; it would die again at once";
+                Err(conflict("expired", detail))
+            }
+            Some(revision) => Ok(revision),
+        })
+    }
+
+    /// Publishes the first delivery of a run.
+    pub(crate) async fn send(&self, again: &Again, revision: u64) -> Answer<()> {
+        self.publish(again.parcel(revision)?).await
+    }
+
+    /// Notes in the log that the delivery is under way again, so that nobody begins the same run
+    /// before a deliverer has said so. Where the log has no such delivery, it gets none.
+    pub(crate) async fn note(&self, again: &Again, now: Timestamp) {
+        let sight = Sight::Only(again.event.tenant.clone());
+        let noted = match self.store.delivery(&sight, &again.delivery_id).await {
+            Ok(Some(known)) if known.delivery.accepted_at == again.accepted_at => {
+                self.store.record(&[], &[again.entry(now)]).await.map(drop)
+            }
+            other => other.map(drop),
+        };
+        if let Err(error) = noted {
+            tracing::warn!(
+                delivery_id = %again.delivery_id, %error,
+                "a delivery that is sent again is still logged as ended"
+            );
+        }
     }
 
     /// Publishes with a bound on the wait.
@@ -159,21 +204,65 @@ impl Redrives {
     }
 }
 
-/// The first delivery of the letter's next run.
-fn parcel(letter: &DeadLetter, revision: u64) -> Answer<Parcel> {
-    let recipient = Recipient {
-        run: letter.run + 1,
-        ..Recipient::first(letter.subscription_id.clone())
-    };
-    let item = Item {
-        event: Arc::clone(&letter.event),
-        accepted_at: letter.accepted_at,
-        revision,
-        to: vec![recipient],
-    };
-    let body = serde_json::to_vec(&Bundle { items: vec![item] }).map_err(|error| {
-        tracing::error!(dead_letter_id = %letter.id, %error, "a dead letter cannot be written");
-        Problem::internal()
-    })?;
-    Ok(Parcel::json(Route::Deliver, letter.id.as_str(), body))
+/// A delivery's next run.
+#[derive(Debug)]
+pub(crate) struct Again {
+    pub(crate) delivery_id: DeliveryId,
+    pub(crate) event: Arc<Event>,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) subscription_id: SubscriptionId,
+    pub(crate) run: u32,
+}
+
+impl Again {
+    fn of(letter: &DeadLetter) -> Self {
+        Self {
+            delivery_id: letter.delivery_id.clone(),
+            event: Arc::clone(&letter.event),
+            accepted_at: letter.accepted_at,
+            subscription_id: letter.subscription_id.clone(),
+            run: letter.run + 1,
+        }
+    }
+
+    fn parcel(&self, revision: u64) -> Answer<Parcel> {
+        let recipient = Recipient {
+            run: self.run,
+            purpose: Purpose::Replay,
+            ..Recipient::first(self.subscription_id.clone())
+        };
+        let item = Item {
+            event: Arc::clone(&self.event),
+            accepted_at: self.accepted_at,
+            revision,
+            to: vec![recipient],
+        };
+        let body = serde_json::to_vec(&Bundle { items: vec![item] }).map_err(|error| {
+            tracing::error!(delivery_id = %self.delivery_id, %error, "a delivery cannot be written");
+            Problem::internal()
+        })?;
+        let message_id = format!("{}:{}", self.delivery_id, self.run);
+        Ok(Parcel::json(Route::Deliver, message_id, body))
+    }
+
+    fn entry(&self, now: Timestamp) -> LogEntry {
+        LogEntry {
+            delivery_id: self.delivery_id.clone(),
+            event_id: self.event.id.clone(),
+            subscription_id: self.subscription_id.clone(),
+            tenant: self.event.tenant.clone(),
+            kind: self.event.kind.clone(),
+            accepted_at: self.accepted_at,
+            at: now,
+            purpose: Purpose::Replay,
+            run: self.run,
+            attempts: 0,
+            state: DeliveryState::Pending,
+            reason: None,
+            detail: None,
+            clause: None,
+            due: None,
+            attempt: None,
+        }
+    }
 }

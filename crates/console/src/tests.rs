@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use super::*;
 
 mod dialects;
+mod remembered;
 mod vcita;
 
 /// A broker that takes everything, or nothing.
