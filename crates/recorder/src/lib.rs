@@ -6,6 +6,7 @@
 //! the queues hold everything and deliveries go on untouched: this crate is on nobody's path.
 
 mod drain;
+pub mod jobs;
 mod log;
 pub mod metrics;
 mod notices;

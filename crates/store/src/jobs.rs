@@ -169,9 +169,7 @@ pub struct Task {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     /// Where the next step begins.
-    pub place: Option<String>,
-    /// Whether there is nothing behind it.
-    pub last: bool,
+    pub place: String,
     /// What is sent.
     pub sends: Vec<Sending>,
     /// What was passed over on the way.
@@ -407,7 +405,9 @@ impl Store {
             if let Some(place) = note.place {
                 statement.text(", place = ").value(place)?;
             }
-            owned(&mut statement, owner, id)?.text(" AND state = 'running'");
+            owned(&mut statement, owner, id)?
+                .text(" AND state = ")
+                .value(note.state.word())?;
             self.change(statement).await
         })
         .await
@@ -452,7 +452,7 @@ impl Store {
                 .text(", skipped = skipped + ")
                 .value(number(intent.skipped))?
                 .text(", place = ")
-                .value(intent.place.as_deref())?
+                .value(intent.place.as_str())?
                 .text(", updated_at = ")
                 .value(time::write(now))?
                 .text(", lease_until = ")
@@ -546,6 +546,8 @@ impl Store {
 /// What [`Store::keep_job`] writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Note<'a> {
+    /// How the job stands, as far as its owner knows.
+    pub state: JobState,
     /// When it is.
     pub now: Timestamp,
     /// Until when the job is its owner's.
