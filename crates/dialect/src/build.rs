@@ -121,7 +121,7 @@ impl Maker<'_> {
             reason: one.reason.clone(),
         });
         let refused = refused.collect();
-        let (delivery, policy) = self.delivery(&file.delivery, &file.name);
+        let (delivery, policy) = self.delivery(&file.delivery);
         let examples = self.examples(file.examples);
         Dialect {
             name: file.name.into_inner(),
@@ -440,7 +440,7 @@ impl Maker<'_> {
 
     // === the rest
 
-    fn delivery(&mut self, delivery: &file::Delivery, at: &Text) -> (DeliverySpec, Policy) {
+    fn delivery(&mut self, delivery: &file::Delivery) -> (DeliverySpec, Policy) {
         let mut spec = DeliverySpec::default();
         if let Some(text) = &delivery.timeout {
             match humantime::parse_duration(text.get_ref()) {
@@ -461,13 +461,12 @@ impl Maker<'_> {
             let reason = format!("must be statuses of a failure, from 300 to 599, got {status}");
             self.find(&delivery.not_retried, reason);
         }
-        if delivery.disable_after == Some(0) {
-            self.find(at, "`delivery.disable_after` must be 1 or more");
+        if let Some(disable_after) = delivery.disable_after {
+            spec.disable_after = disable_after;
         }
         let policy = Policy {
             not_retried: delivery.not_retried.get_ref().clone(),
             signature_headers: delivery.signature_headers,
-            disable_after: delivery.disable_after,
         };
         (spec, policy)
     }

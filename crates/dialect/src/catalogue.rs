@@ -3,7 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use event::{Event, retry::RetryPolicy, selector::Selector, subscription::View};
+use event::{
+    Event,
+    retry::RetryPolicy,
+    selector::Selector,
+    subscription::{DisableAfter, View},
+};
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
@@ -75,9 +80,8 @@ pub struct DeliveryInfo {
     pub https: bool,
     /// Whether the three headers of Standard Webhooks go along.
     pub signature_headers: bool,
-    /// After how many failures in a row the platform switches a webhook off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disable_after: Option<u32>,
+    /// After what run of failures a subscription is disabled.
+    pub disable_after: DisableAfter,
 }
 
 /// One word.
@@ -184,7 +188,7 @@ impl Dialects {
                 not_retried: dialect.policy.not_retried.clone(),
                 https: dialect.https,
                 signature_headers: dialect.policy.signature_headers,
-                disable_after: dialect.policy.disable_after,
+                disable_after: dialect.delivery.disable_after,
             },
             events: if dialect.canonical {
                 self.canonical_words(dialect)

@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeMap, fmt, ops::Range};
 
-use event::{fault, retry::RetryPolicy, subscription::View};
+use event::{
+    fault,
+    retry::RetryPolicy,
+    subscription::{DisableAfter, View},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use toml::Spanned;
@@ -79,8 +83,8 @@ pub(crate) struct Delivery {
     pub(crate) https: bool,
     /// Whether the three headers of Standard Webhooks go along.
     pub(crate) signature_headers: bool,
-    /// After how many failures in a row the platform switches a webhook off.
-    pub(crate) disable_after: Option<u32>,
+    /// After what run of failures the platform switches a webhook off.
+    pub(crate) disable_after: Option<DisableAfter>,
 }
 
 impl Default for Delivery {

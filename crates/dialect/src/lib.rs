@@ -76,8 +76,6 @@ pub struct Policy {
     pub not_retried: Vec<u16>,
     /// Whether the three headers of Standard Webhooks go along.
     pub signature_headers: bool,
-    /// After how many failures in a row the platform switches a webhook off, where it does.
-    pub disable_after: Option<u32>,
 }
 
 impl Default for Policy {
@@ -85,7 +83,6 @@ impl Default for Policy {
         Self {
             not_retried: Vec::new(),
             signature_headers: true,
-            disable_after: None,
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{fmt, io};
 
+use event::fault;
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig,
 };
@@ -118,7 +119,8 @@ impl Engine {
                 line: error.line().unwrap_or(1),
                 reason: format!("the template cannot be read: {}", told(&error)),
             })?;
-        self.known(name, source, attributes)
+        self.known(name, source, attributes)?;
+        filters_known(source)
     }
 
     /// Refuses variables that no scope has: they would fail at the first event.
@@ -202,9 +204,77 @@ impl Engine {
     }
 }
 
-/// What of the template language there is. `safe` is not: nothing may leave unescaped.
+/// The filters that templates have; `safe` is not among them: nothing may leave unescaped.
+const FILTERS: [&str; 20] = [
+    "abs",
+    "date",
+    "default",
+    "elements",
+    "fields",
+    "first",
+    "float",
+    "int",
+    "iso_millis",
+    "items",
+    "join",
+    "last",
+    "length",
+    "lower",
+    "percent",
+    "replace",
+    "split",
+    "string",
+    "trim",
+    "upper",
+];
+
+/// Refuses filters that there are not: the language would tell at the first event.
+fn filters_known(source: &str) -> Result<(), BadTemplate> {
+    let mut line = 1;
+    let mut in_tag = false;
+    let mut quote = None;
+    let mut after_pipe: Option<String> = None;
+    let mut chars = source.chars().peekable();
+    while let Some(c) = chars.next() {
+        line += usize::from(c == '\n');
+        if let Some(name) = &mut after_pipe {
+            if c.is_alphanumeric() || c == '_' {
+                name.push(c);
+                if chars
+                    .peek()
+                    .is_some_and(|c| c.is_alphanumeric() || *c == '_')
+                {
+                    continue;
+                }
+                let name = after_pipe.take().unwrap_or_default();
+                if !FILTERS.contains(&name.as_str()) {
+                    let near = fault::nearest(&name, FILTERS)
+                        .map(|near| format!("; did you mean `{near}`?"))
+                        .unwrap_or_default();
+                    let all = FILTERS.join("`, `");
+                    let reason = format!("there is no filter `{name}`{near} (there are `{all}`)");
+                    return Err(BadTemplate { line, reason });
+                }
+            }
+            continue;
+        }
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') if in_tag => quote = Some(c),
+            (None, '{') => in_tag |= matches!(chars.peek(), Some('{' | '%')),
+            (None, '}') => in_tag = false,
+            (None, '|') if in_tag => after_pipe = Some(String::new()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What of the template language there is.
 fn allow(environment: &mut Environment<'_>) {
     use minijinja::{filters, tests};
+    environment.add_filter("abs", filters::abs);
     environment.add_filter("default", filters::default);
     environment.add_filter("first", filters::first);
     environment.add_filter("float", filters::float);
@@ -221,7 +291,7 @@ fn allow(environment: &mut Environment<'_>) {
     environment.add_filter("elements", raw::elements);
     environment.add_filter("fields", raw::fields);
     environment.add_filter("percent", percent);
-    environment.add_filter("string", |value: &Value| value.to_string());
+    environment.add_filter("string", raw::text_of);
     environment.add_test("defined", tests::is_defined);
     environment.add_test("undefined", tests::is_undefined);
     environment.add_test("none", tests::is_none);
@@ -236,10 +306,7 @@ fn allow(environment: &mut Environment<'_>) {
 /// Percent-encodes what the HTTP binding of CloudEvents does not let into a header: everything
 /// outside of `!` to `~`, the quote and the percent sign.
 fn percent(value: &Value) -> Result<String, Error> {
-    if value.is_undefined() {
-        return Err(Error::from(ErrorKind::UndefinedError));
-    }
-    let text = value.to_string();
+    let text = raw::text_of(value)?;
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -338,3 +405,6 @@ impl io::Write for &mut Bounded {
 fn written(outcome: fmt::Result) -> Result<(), Error> {
     outcome.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,7 +222,7 @@ pub(super) fn write_json(out: &mut Output<'_>, value: &Value, depth: usize) -> R
     }
     match value.kind() {
         ValueKind::None => written(out.write_str("null")),
-        ValueKind::Bool => written(write!(out, "{value}")),
+        ValueKind::Bool => written(out.write_str(truth(value))),
         ValueKind::Number => match f64::try_from(value.clone()) {
             Ok(number) if !number.is_finite() => Err(Error::new(
                 ErrorKind::InvalidOperation,
@@ -261,11 +261,26 @@ pub(super) fn write_json(out: &mut Output<'_>, value: &Value, depth: usize) -> R
     }
 }
 
+/// The language would write it as Python does.
+fn truth(value: &Value) -> &'static str {
+    if value.is_true() { "true" } else { "false" }
+}
+
+/// A value as text, for the filters that make one of it.
+pub(super) fn text_of(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::Undefined => Err(Error::from(ErrorKind::UndefinedError)),
+        ValueKind::Bool => Ok(truth(value).into()),
+        _ => Ok(value.to_string()),
+    }
+}
+
 /// Writes a value as text.
 pub(super) fn write_text(out: &mut Output<'_>, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Undefined => Err(Error::from(ErrorKind::UndefinedError)),
         ValueKind::None => Ok(()),
+        ValueKind::Bool => written(out.write_str(truth(value))),
         _ => match value.downcast_object_ref::<Raw>() {
             Some(raw) => written(out.write_str(raw.get())),
             None => written(write!(out, "{value}")),

@@ -178,9 +178,8 @@ fn sent(delivery: &DeliveryInfo) -> String {
         let statuses: Vec<_> = delivery.not_retried.iter().map(u16::to_string).collect();
         parts.push(format!("{} are not retried", statuses.join(", ")));
     }
-    if let Some(failures) = delivery.disable_after {
-        parts.push(format!("disabled after {failures} failures in a row"));
-    }
+    let disable_after = Value::from(delivery.disable_after);
+    parts.push(format!("disable_after {disable_after}"));
     if !delivery.signature_headers {
         parts.push("no Standard Webhooks headers".into());
     }
