@@ -61,6 +61,12 @@ pub(crate) enum Command {
     /// The types of events, and the dialects that have a word for them
     #[command(subcommand)]
     EventTypes(EventTypes),
+    /// What was published, and why each subscription got it or did not
+    #[command(subcommand)]
+    Events(Events),
+    /// What became of each event for each subscription, attempt by attempt
+    #[command(subcommand)]
+    Deliveries(Deliveries),
     /// Deliveries that will not be tried again
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -239,6 +245,16 @@ pub(crate) enum Subscriptions {
         #[command(flatten)]
         listing: Listing,
     },
+    /// Says whether one wants an event, clause by clause, and what it would be sent; sends nothing
+    Explain {
+        /// sub_…
+        id: String,
+        /// A JSON file with the event, or `-` for standard input
+        #[arg(default_value = "-", value_name = "EVENT")]
+        file: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
     /// Makes a new signing secret; the old one signs on beside it for 24 h
     RotateSecret {
         /// sub_…
@@ -340,6 +356,119 @@ pub(crate) enum EventTypes {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         output: Format,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Events {
+    /// Lists them, newest first
+    List {
+        #[command(flatten)]
+        filter: EventFilter,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one, with its payload where that is archived
+    Show(OneEvent),
+    /// Says for each subscription of its tenant what became of one, and why
+    Explain(OneEvent),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneEvent {
+    /// The event's id
+    pub(crate) id: String,
+    /// Whose it is, where several tenants have the id
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventFilter {
+    /// Only this tenant's
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// An event type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// One of the resources that it names as its subject
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// Accepted at or after this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) since: Option<String>,
+    /// Accepted before this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) until: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Deliveries {
+    /// Lists them, newest first
+    List {
+        #[command(flatten)]
+        filter: DeliveryFilter,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Counts them by day, week or month, newest first
+    Periods {
+        /// day, week or month
+        #[arg(long, default_value = "day")]
+        by: String,
+        #[command(flatten)]
+        filter: DeliveryFilter,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one with every attempt
+    Show {
+        /// dlv_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Sends one that has ended again, now
+    Retry {
+        /// dlv_…
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeliveryFilter {
+    /// Only this tenant's
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// sub_…
+    #[arg(long)]
+    pub(crate) subscription: Option<String>,
+    /// An event's id
+    #[arg(long)]
+    pub(crate) event: Option<String>,
+    /// pending, delivered, retrying, held, filtered, superseded, dead, canceled
+    #[arg(long)]
+    pub(crate) state: Option<String>,
+    /// Of dead ones: exhausted, gone, refused, expired, render_error, target_not_allowed,
+    /// subscription_deleted
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+    /// An event type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Of events accepted at or after this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) since: Option<String>,
+    /// Of events accepted before this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) until: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -446,6 +575,7 @@ pub(crate) enum Tokens {
         listing: Listing,
     },
     /// Revokes one, at once
+    #[command(visible_alias = "revoke")]
     Delete {
         /// The part of the token between `pr_` and its secret, as the list shows it
         id: String,

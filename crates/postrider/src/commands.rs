@@ -1,7 +1,9 @@
 //! What each command does, and how it ends.
 
 mod dead_letters;
+mod deliveries;
 mod dialects;
+mod events;
 mod local;
 mod subscriptions;
 mod tokens;
@@ -89,6 +91,14 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Dialects(options) => dialects::run(&settings(&global)?, options),
         Command::EventTypes(options) => dialects::event_types(&settings(&global)?, &options),
+        Command::Events(options) => {
+            let settings = settings(&global)?;
+            block_on(events::run(&settings, options))
+        }
+        Command::Deliveries(options) => {
+            let settings = settings(&global)?;
+            block_on(deliveries::run(&settings, options))
+        }
         Command::DeadLetters(options) => {
             let settings = settings(&global)?;
             block_on(dead_letters::run(&settings, options))

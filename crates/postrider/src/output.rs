@@ -111,7 +111,7 @@ fn cell(value: Option<&Value>) -> String {
 }
 
 /// What came from a stranger must not steer the terminal.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

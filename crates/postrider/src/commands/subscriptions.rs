@@ -98,6 +98,9 @@ pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(
             output::list(&answer, SENT, listing.output);
             return Ok(());
         }
+        Subscriptions::Explain { id, file, listing } => {
+            return super::events::explain_for(settings, &id, &file, &listing).await;
+        }
         Subscriptions::RotateSecret { id, listing } => (
             act(settings, &listing, &id, "rotate-secret").await?,
             listing,
