@@ -6,6 +6,7 @@ mod cloud_events;
 mod command;
 mod dead_letters;
 mod delivers;
+mod dialects;
 mod duplicates;
 mod faults;
 mod filters;

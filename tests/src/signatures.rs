@@ -44,7 +44,7 @@ fn signatures(request: &Request, kind: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn verifies(request: &Request, secret: &str) -> bool {
+pub(crate) fn verifies(request: &Request, secret: &str) -> bool {
     let key = STANDARD.decode(secret.strip_prefix("whsec_").expect("a whsec_ secret"));
     let mut mac = Hmac::<Sha256>::new_from_slice(&key.expect("base64")).expect("any key fits");
     mac.update(&signed_content(request));
