@@ -196,6 +196,26 @@ async fn a_killed_broker_loses_nothing() {
     );
 }
 
+#[tokio::test]
+async fn a_process_that_drains_is_not_ready_and_finishes_what_it_has() {
+    let mut world = World::start(Kind::Embedded).await;
+    let sub = world.subscribe("/slow", &["*"], json!({})).await;
+    let slow = Answer::status(200).after(Duration::from_secs(8));
+    world.receiver.plan("/slow", [slow]);
+    let event = world.publish(json!({"type": "payment.paid"})).await;
+    world.receiver.wait_for("/slow", 1).await;
+    world.nodes[0].process().signal("TERM");
+    assert_eq!(ready(&world.nodes[0]).await, 503);
+    let ended = world.nodes[0]
+        .process()
+        .ended(Duration::from_secs(60))
+        .await;
+    assert!(ended.success(), "{ended}");
+    world.nodes[0].start_again().await;
+    world.expect(&sub, &event, Fate::Delivered);
+    world.finish().await;
+}
+
 async fn ready(node: &Node) -> u16 {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {

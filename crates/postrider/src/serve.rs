@@ -5,7 +5,15 @@
 
 pub(crate) mod gauges;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use broker::Broker;
 use dialect::Dialects;
@@ -47,6 +55,8 @@ pub(crate) struct Running {
     side: CancellationToken,
     registry: Registry,
     api: Option<std::net::SocketAddr>,
+    /// Set when the API listens and every stage runs.
+    started: Arc<AtomicBool>,
 }
 
 impl Running {
@@ -74,6 +84,7 @@ impl Running {
             side,
             registry: registry.clone(),
             api: None,
+            started: Arc::default(),
         };
 
         running.watch(settings, &feed).await?;
@@ -97,6 +108,7 @@ impl Running {
         if has(Role::Recorder) {
             running.start_recorder(settings, &feed)?;
         }
+        running.started.store(true, Ordering::Relaxed);
         let names: Vec<_> = Role::ALL
             .into_iter()
             .filter(|role| roles.contains(&(*role as usize)))
@@ -161,7 +173,17 @@ impl Running {
             .map_err(metrics_failed)?;
         let gauges = gauges::Gauges::register(&self.registry).map_err(metrics_failed)?;
         tokio::spawn(gauges.keep_fresh(self.broker.clone(), feed.clone(), self.side.clone()));
-        let ops = service::ops::router(self.registry.clone(), gauges::checks(&self.broker, feed));
+        let checks = gauges::checks(&self.broker, feed);
+        let (started, stop) = (self.started.clone(), self.stop.clone());
+        // This listener is the first to answer and the last to stop.
+        checks.add("stages", move || {
+            match (started.load(Ordering::Relaxed), stop.is_cancelled()) {
+                (false, _) => Err("not started yet".to_owned()),
+                (true, true) => Err("stopping".to_owned()),
+                (true, false) => Ok(()),
+            }
+        });
+        let ops = service::ops::router(self.registry.clone(), checks);
         let side = self.side.clone();
         // Metrics and health answer until the very end of the drain.
         tokio::spawn(async move {
