@@ -22,7 +22,7 @@ use event::{Event, EventId, SubscriptionId};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use metrics::Metrics;
-use repeat::Taken;
+use repeat::{Judged, Taken};
 use store::{
     claims::{Hash, Verdict},
     dedup::Dedup,
@@ -165,7 +165,7 @@ struct Router {
     publisher: Arc<dyn Publish>,
     dedup: Option<Dedup>,
     /// At most one: what comes meanwhile is asked about together.
-    checking: FuturesUnordered<BoxFuture<'static, (Vec<Taken>, Option<Vec<Verdict>>)>>,
+    checking: FuturesUnordered<BoxFuture<'static, Judged>>,
     waiting: Waiting,
     sending: FuturesUnordered<BoxFuture<'static, ()>>,
     sending_max: usize,
@@ -193,8 +193,8 @@ impl Router {
                     consumer.stop().await;
                 }
                 Ok(()) = watch.changed() => self.follow(&mut watch),
-                Some((taken, verdicts)) = self.checking.next(), if !self.checking.is_empty() => {
-                    self.settle_all(taken, verdicts, &mut watch);
+                Some(judged) = self.checking.next(), if !self.checking.is_empty() => {
+                    self.settle_all(judged, &mut watch);
                 }
                 Some(()) = self.sending.next(), if !self.sending.is_empty() => {}
                 Some(()) = self.archiving.next(), if !self.archiving.is_empty() => {}
@@ -249,7 +249,7 @@ impl Router {
                 let checking = repeat::check(dedup.clone(), taken);
                 self.checking.push(Box::pin(checking));
             }
-            _ => self.settle_all(taken, None, watch),
+            _ => self.settle_all(taken.into(), watch),
         }
     }
 
@@ -286,15 +286,15 @@ impl Router {
         }
     }
 
-    /// Routes what was taken; without verdicts, all of it.
-    fn settle_all(&mut self, taken: Vec<Taken>, verdicts: Option<Vec<Verdict>>, watch: &mut Watch) {
+    /// Does with every event what was judged.
+    fn settle_all(&mut self, judged: Judged, watch: &mut Watch) {
         // With the messages in hand, however long this thread stood still before: what was
         // published after a change was seen in this process is matched with that change.
         if watch.has_changed().unwrap_or(false) {
             self.follow(watch);
         }
-        let mut verdicts = verdicts.into_iter().flatten();
-        for taken in taken {
+        let mut verdicts = judged.verdicts.into_iter();
+        for taken in judged.taken {
             let verdicts: Vec<_> = taken
                 .events
                 .iter()

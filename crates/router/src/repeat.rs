@@ -27,12 +27,28 @@ pub(crate) struct Taken {
     pub(crate) at: Timestamp,
 }
 
-/// Asks about every event of these messages; one verdict for each, in order. `None` while nobody
-/// can say: then all are routed.
-pub(crate) async fn check(dedup: Dedup, taken: Vec<Taken>) -> (Vec<Taken>, Option<Vec<Verdict>>) {
+/// Messages, and what is to become of their events: a verdict for each, in order; without any,
+/// all are routed.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) taken: Vec<Taken>,
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+impl From<Vec<Taken>> for Judged {
+    fn from(taken: Vec<Taken>) -> Self {
+        Self {
+            taken,
+            verdicts: Vec::new(),
+        }
+    }
+}
+
+/// Asks about every event of these messages. While nobody can say, all are routed.
+pub(crate) async fn check(dedup: Dedup, taken: Vec<Taken>) -> Judged {
     let claims: Vec<_> = taken.iter().flat_map(claims).collect();
     let Some(on_record) = dedup.claim(claims.clone()).await else {
-        return (taken, None);
+        return taken.into();
     };
     let again = taken.iter().flat_map(|taken| {
         let released = header(&taken.message, RELEASED_HEADER).is_some();
@@ -45,7 +61,7 @@ pub(crate) async fn check(dedup: Dedup, taken: Vec<Taken>) -> (Vec<Taken>, Optio
         .zip(again)
         .map(|((claim, on_record), again)| judge(claim, on_record.as_ref(), again))
         .collect();
-    (taken, Some(verdicts))
+    Judged { taken, verdicts }
 }
 
 fn judge(
