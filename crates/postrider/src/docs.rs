@@ -62,6 +62,7 @@ fn metrics() -> String {
     recorder::metrics::Metrics::register(&registry).expect("the recorder's metrics");
     producer::Metrics::register(&registry).expect("the producer's metrics");
     crate::serve::gauges::Gauges::register(&registry).expect("the process's metrics");
+    crate::serve::gauges::Duplicates::register(&registry, None).expect("the dedup's metrics");
     service::ops::build_info(&registry, "0", "0").expect("the build's metric");
     let mut text = METRICS_HEAD.to_owned();
     for family in registry.gather() {

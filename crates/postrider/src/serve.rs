@@ -20,7 +20,7 @@ use dialect::Dialects;
 use event::SubscriptionId;
 use jiff::Timestamp;
 use prometheus::Registry;
-use store::{Store, access::Access, feed::Feed};
+use store::{Store, access::Access, dedup::Dedup, feed::Feed};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -57,6 +57,8 @@ pub(crate) struct Running {
     api: Option<std::net::SocketAddr>,
     /// Set when the API listens and every stage runs.
     started: Arc<AtomicBool>,
+    /// What was published before, as routers and intake of this process ask it.
+    dedup: Option<Dedup>,
 }
 
 impl Running {
@@ -85,9 +87,13 @@ impl Running {
             registry: registry.clone(),
             api: None,
             started: Arc::default(),
+            dedup: None,
         };
 
         running.watch(settings, &feed).await?;
+        if has(Role::Producer) || has(Role::Router) {
+            running.recognize_duplicates(settings)?;
+        }
         if has(Role::Producer) || has(Role::Console) {
             running
                 .serve_api(
@@ -192,6 +198,11 @@ impl Running {
         Ok(())
     }
 
+    fn recognize_duplicates(&mut self, settings: &Settings) -> Result<(), Failure> {
+        self.dedup = Dedup::start(self.store.clone(), &settings.dedup);
+        gauges::Duplicates::register(&self.registry, self.dedup.clone()).map_err(metrics_failed)
+    }
+
     async fn serve_api(
         &mut self,
         settings: &Settings,
@@ -215,12 +226,13 @@ impl Running {
         let mut app = axum::Router::new();
         if producer {
             let metrics = producer::Metrics::register(&self.registry).map_err(metrics_failed)?;
-            app = app.merge(producer::router(producer::State::new(
+            let intake = producer::State::new(
                 self.broker.publisher(),
                 access.clone(),
                 metrics,
                 settings.api.body_max,
-            )));
+            );
+            app = app.merge(producer::router(intake.recognizing(self.dedup.clone())));
         }
         if console {
             app = app.merge(console::router(console::State {
@@ -267,6 +279,8 @@ impl Running {
         let parts = router::Parts {
             broker: self.broker.clone(),
             feed: feed.clone(),
+            archive: settings.recorder.archive,
+            dedup: self.dedup.clone(),
             settings: settings.router.clone(),
             metrics: router::metrics::Metrics::register(&self.registry).map_err(metrics_failed)?,
         };
@@ -292,6 +306,8 @@ impl Running {
             dialects,
             settings: settings.delivery.clone(),
             egress: settings.egress.clone(),
+            loaders: settings.loaders.clone(),
+            archive: settings.recorder.archive,
             metrics: deliverer::Metrics::register(&self.registry).map_err(metrics_failed)?,
             disable,
         };

@@ -16,9 +16,12 @@ pub(crate) struct Settings {
     pub(crate) broker: broker::Settings,
     pub(crate) store: store::Settings,
     pub(crate) router: router::Settings,
+    pub(crate) dedup: store::dedup::Settings,
+    pub(crate) recorder: Recorder,
     pub(crate) retention: recorder::Retention,
     pub(crate) delivery: deliverer::Settings,
     pub(crate) egress: deliverer::Egress,
+    pub(crate) loaders: deliverer::Loaders,
     pub(crate) dialects: crate::dialects::Folder,
     pub(crate) log: service::telemetry::Settings,
 }
@@ -28,6 +31,13 @@ pub(crate) struct Settings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Auth {
     pub(crate) admin_token: Option<SecretString>,
+}
+
+/// `[recorder]`: what is remembered.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Recorder {
+    pub(crate) archive: event::log::Archive,
 }
 
 impl Settings {
@@ -75,12 +85,16 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
         .router
         .faults()
         .into_iter()
+        .chain(settings.dedup.faults())
         .chain(settings.retention.faults())
         .chain(settings.delivery.faults())
         .chain(settings.api.faults())
         .chain(settings.log.faults())
     {
         faults.push(loaded.fault(key, message));
+    }
+    for (key, message) in deliverer::settings::loader_faults(&settings.loaders) {
+        faults.push(loaded.fault(&key, message));
     }
     let url = &settings.broker.url;
     if !["embedded://", "amqp://", "amqps://"]
@@ -197,6 +211,16 @@ pub(crate) const KEYS: &[Key] = &[
         "Bundles waiting for their confirm, 1 to 256; the next ones fill up meanwhile.",
     ),
     key(
+        "dedup.window",
+        "24h",
+        "How long an id is remembered, so that the same tenant and id is routed once; at most 30 days, `0s` recognizes no duplicates.",
+    ),
+    key(
+        "recorder.archive",
+        "full",
+        "What is remembered of events and deliveries: `full`, `headers` (no payloads), or `off`. Dead letters and quarantine are kept in any case.",
+    ),
+    key(
         "retention.events",
         "30d",
         "How long events are kept, from their acceptance; 1 day to 10 years, `0s` for ever. Whole days are forgotten at a time.",
@@ -262,6 +286,11 @@ pub(crate) const KEYS: &[Key] = &[
         "The longest such pause; the first is 1 s and each doubles. 1 s to 1 h.",
     ),
     key(
+        "delivery.views_max",
+        "32MiB",
+        "How much of what loaders answered is kept in memory, at most 1 GiB.",
+    ),
+    key(
         "egress.allow",
         "",
         "Networks exempt from the address guard, such as `127.0.0.0/8` for local trials. Empty: no address inside your network is dialled.",
@@ -275,6 +304,31 @@ pub(crate) const KEYS: &[Key] = &[
         "egress.ca_file",
         "",
         "A PEM file with authorities to trust besides the system's, for endpoints with certificates of your own.",
+    ),
+    url(
+        "loaders.*.url",
+        "",
+        "Where a view is fetched that an event of this entity lacks: a URL with `{id}`, and with `{view}` (`basic`, `full`, `extended`) and `{tenant}` where wanted, such as `https://records.example.com/appointments/{id}?view={view}`.",
+    ),
+    secret(
+        "loaders.*.token",
+        "Sent to this loader as `authorization: Bearer …`.",
+    ),
+    secret("loaders.*.headers.*", "A header sent to this loader."),
+    key(
+        "loaders.*.timeout",
+        "5s",
+        "The time for one fetch, from resolving the name to the last byte; 100 ms to 30 s.",
+    ),
+    key(
+        "loaders.*.max_in_flight",
+        "16",
+        "Fetches under way at once in this process, 1 to 256.",
+    ),
+    key(
+        "loaders.*.allow",
+        "",
+        "Networks exempt from the address guard for this loader alone, such as the one that it stands in; `egress.allow` would open them to every subscription.",
     ),
     key(
         "dialects.path",

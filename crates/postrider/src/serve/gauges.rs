@@ -4,9 +4,13 @@
 use std::time::Duration;
 
 use broker::Broker;
-use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Gauge, IntGauge, IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
 use service::ops::Checks;
-use store::feed::Feed;
+use store::{dedup::Dedup, feed::Feed};
 use tokio_util::sync::CancellationToken;
 
 /// How often the gauges are read anew.
@@ -110,6 +114,43 @@ impl Gauges {
             }
             ticks = ticks.wrapping_add(1);
         }
+    }
+}
+
+/// What routers and intake of a process have in common: read when somebody looks.
+pub(crate) struct Duplicates {
+    dedup: Option<Dedup>,
+    total: prometheus::IntCounter,
+    off: IntGauge,
+}
+
+impl Duplicates {
+    /// Registers the metrics; fails only where a name is taken.
+    pub(crate) fn register(registry: &Registry, dedup: Option<Dedup>) -> prometheus::Result<()> {
+        let total = prometheus::IntCounter::new(
+            "postrider_events_duplicate_total",
+            "Events that were published before, within `dedup.window`, and dropped.",
+        )?;
+        let off = IntGauge::new(
+            "postrider_dedup_off",
+            "1 while the store does not answer and events that are published twice are routed twice.",
+        )?;
+        registry.register(Box::new(Self { dedup, total, off }))
+    }
+}
+
+impl Collector for Duplicates {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.total.desc(), self.off.desc()].concat()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        if let Some(dedup) = &self.dedup {
+            let more = dedup.duplicates().saturating_sub(self.total.get());
+            self.total.inc_by(more);
+            self.off.set(i64::from(dedup.is_off()));
+        }
+        [self.total.collect(), self.off.collect()].concat()
     }
 }
 
