@@ -13,7 +13,7 @@ use crate::support::{
     world::{Kind, World},
 };
 
-async fn run(arguments: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+pub(crate) async fn run(arguments: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
     run_for(Duration::from_secs(120), arguments, env).await
 }
 
@@ -44,7 +44,7 @@ async fn the_demo_ends_with_its_summary_and_loses_nothing() {
     assert_eq!(code, 0, "{out}\n{err}");
     let summary = out.lines().last().unwrap_or_default();
     assert_eq!(
-        summary, "demo: 8 events, 12 webhooks delivered, 4 retries, 1 dead-lettered, 0 lost",
+        summary, "demo: 9 events, 23 webhooks delivered, 4 retries, 1 dead-lettered, 0 lost",
         "{out}"
     );
 }

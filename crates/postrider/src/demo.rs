@@ -12,7 +12,7 @@ use std::{
 };
 
 use prometheus::Registry;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -150,18 +150,89 @@ fn settings(folder: &Folder) -> Result<Settings, Failure> {
         .map_err(|refused| Failure::failed(refused.to_string()))
 }
 
+/// Whose events they are.
+const TENANT: &str = "salon-17";
+
 /// One subscription for each thing the demo shows; the store's revision with all of them.
 async fn subscribe(api: &Api, receiver: &Receiver, voice: &Voice) -> Result<u64, Failure> {
     let mut revision = 0;
+    let named = |path: &str, name: &str| voice.say(format_args!("subscribed {path:<16} {name}"));
+    // By vCita's own route, which answers no more than that; the next ones come after it.
+    let by_route = json!({
+        "event": "client/created", "target_url": receiver.url("/vcita"), "tenant": TENANT,
+    });
+    api.post("/v1/subscriptions/standard/subscribe", &by_route)
+        .await?;
+    named("/vcita", "vcita: client/created");
+    for (name, path, mut wish) in dialects().into_iter().chain(needs()) {
+        wish["tenant"] = json!(TENANT);
+        wish["name"] = json!(name);
+        wish["target_url"] = json!(receiver.url(path));
+        let created = api.post("/v1/subscriptions", &wish).await?;
+        revision = revision.max(created["revision"].as_u64().unwrap_or_default());
+        named(path, name);
+    }
+    voice.say(format_args!(""));
+    Ok(revision)
+}
+
+/// What a subscription shows, where it goes, and its fields.
+type Wish = (&'static str, &'static str, Value);
+
+/// The platforms, each in its own words.
+fn dialects() -> Vec<Wish> {
+    vec![
+        (
+            "vikappointments: appointments.save, those confirmed, what was saved of them",
+            "/vikappointments",
+            json!({
+                "dialect": "vikappointments", "events": ["appointments.save"],
+                "type": "both", "status": ["confirmed"], "loading_mode": "basic",
+            }),
+        ),
+        (
+            "vagaro: appointment, created or deleted",
+            "/vagaro",
+            json!({
+                "dialect": "vagaro", "type": "appointment", "actions": ["created", "deleted"],
+                "attributes": {"verification_token": "demo"},
+            }),
+        ),
+        (
+            "zaui: Bookings/Creation, Check-In/On Check-in",
+            "/zaui",
+            json!({
+                "dialect": "zaui", "events": ["Bookings/Creation", "Check-In/On Check-in"],
+                "attributes": {"company_name": "Salon 17", "timezone": "Europe/Paris"},
+            }),
+        ),
+        (
+            "ssa: appointment_booked, appointment_canceled",
+            "/ssa",
+            json!({
+                "dialect": "ssa", "events": ["appointment_booked", "appointment_canceled"],
+                "attributes": {"token": "demo", "site_name": "Salon 17"},
+            }),
+        ),
+        (
+            "cloudevents: payment.*, binary",
+            "/cloudevents",
+            json!({"dialect": "cloudevents", "events": ["payment.*"], "mode": "binary"}),
+        ),
+    ]
+}
+
+/// What people want of it, in the standard dialect.
+fn needs() -> Vec<Wish> {
     let quick = json!({"retry": {"delays": ["1s", "1s"]}});
-    let wishes = [
+    vec![
         ("everything of the salon", "/crm", json!({"events": ["*"]})),
         (
             "only rescheduled appointments",
             "/calendar",
             json!({
                 "events": ["appointment.saved"],
-                "filter": {"actions": ["updated"], "changed_fields": ["start_time"]},
+                "filter": {"actions": ["updated"], "changed_fields": ["start_date"]},
                 "view": "basic",
             }),
         ),
@@ -183,18 +254,7 @@ async fn subscribe(api: &Api, receiver: &Receiver, voice: &Voice) -> Result<u64,
             "/broken",
             json!({"events": ["payment.paid"], "delivery": quick}),
         ),
-    ];
-    for (name, path, mut wish) in wishes {
-        wish["tenant"] = json!("salon-17");
-        wish["name"] = json!(name);
-        wish["target_url"] = json!(receiver.url(path));
-        let created = api.post("/v1/subscriptions", &wish).await?;
-        let id = created["id"].as_str().unwrap_or_default();
-        revision = revision.max(created["revision"].as_u64().unwrap_or_default());
-        voice.say(format_args!("subscribed {path:<12} {name} ({id})"));
-    }
-    voice.say(format_args!(""));
-    Ok(revision)
+    ]
 }
 
 /// Waits until the stages work with this revision: an event goes to who has subscribed by the time

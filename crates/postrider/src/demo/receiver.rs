@@ -84,7 +84,7 @@ async fn receive(
     let text = String::from_utf8_lossy(&body);
     let short: String = text.chars().take(110).collect();
     endpoints.voice.say(format_args!(
-        "{:>7.3}s {:<12} {} {signature}… {short}{}",
+        "{:>7.3}s {:<16} {} {signature}… {short}{}",
         endpoints.began.elapsed().as_secs_f64(),
         uri.path(),
         status.as_u16(),
