@@ -27,6 +27,7 @@ use crate::{
     answer::{Answer, list, nothing, store_failed},
     caller::{Caller, Id},
     form::{self, Form},
+    jobs,
     redrive::Redriven,
 };
 
@@ -172,6 +173,9 @@ async fn redrive_many(
     let mut form = Form::of_body(&body)?;
     let filter = filter(&mut form);
     let tenant = form.parsed("tenant", Tenant::parse);
+    if jobs::flag(&mut form, "job") {
+        return redrive_by_a_job(&app, &caller, form, filter, tenant).await;
+    }
     let paging = form.paging();
     form.finish()?;
     let limit = if paging.limit == 0 {
@@ -200,6 +204,24 @@ async fn redrive_many(
         cursor: page.cursor,
     };
     Ok(Json(bulk).into_response())
+}
+
+/// All of them, however many there are, at a rate.
+async fn redrive_by_a_job(
+    app: &App,
+    caller: &Caller,
+    mut form: Form,
+    filter: DeadFilter,
+    tenant: Option<Tenant>,
+) -> Answer {
+    let kind = filter.kind.as_deref().map(EventType::parse);
+    if let Some(Err(error)) = &kind {
+        form.find("type", error.to_string());
+    }
+    let pace = jobs::pace(&mut form);
+    form.finish()?;
+    let sight = caller.sight_of(tenant).ok_or_else(Problem::not_found)?;
+    jobs::redrive(app, &sight, filter, kind.and_then(Result::ok), pace).await
 }
 
 fn filter(form: &mut Form) -> DeadFilter {

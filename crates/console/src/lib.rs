@@ -15,6 +15,7 @@ mod deliveries;
 mod events;
 mod explain;
 mod form;
+mod jobs;
 mod quarantine;
 mod redrive;
 mod retry;
@@ -60,6 +61,7 @@ pub fn router(state: State) -> Router {
         .merge(events::routes())
         .merge(deliveries::routes())
         .merge(dead_letters::routes())
+        .merge(jobs::routes())
         .merge(quarantine::routes())
         .merge(tokens::routes())
         .merge(catalogue::routes())

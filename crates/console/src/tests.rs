@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use super::*;
 
 mod dialects;
+mod jobs;
 mod remembered;
 mod vcita;
 
@@ -332,6 +333,11 @@ async fn another_tenants_id_is_the_404_of_none() {
         ("GET", "/v1/dead-letters/ID", None),
         ("POST", "/v1/dead-letters/ID/redrive", None),
         ("DELETE", "/v1/dead-letters/ID", None),
+        (
+            "POST",
+            "/v1/subscriptions/ID/replay",
+            Some(json!({"since": "2026-01-01T00:00:00Z"})),
+        ),
     ];
     for (method, route, body) in routes {
         let foreign = if route.contains("dead") {
@@ -403,6 +409,10 @@ async fn every_route_asks_for_its_scope() {
         ("POST", "/v1/subscriptions/x/resume", "manage"),
         ("POST", "/v1/subscriptions/x/rotate-secret", "manage"),
         ("POST", "/v1/dead-letters/redrive", "manage"),
+        ("GET", "/v1/jobs", "read"),
+        ("GET", "/v1/jobs/x", "read"),
+        ("POST", "/v1/jobs/x/cancel", "manage"),
+        ("POST", "/v1/subscriptions/x/replay", "manage"),
         ("POST", "/v1/dead-letters/x/redrive", "manage"),
         ("DELETE", "/v1/dead-letters/x", "manage"),
         ("POST", "/v1/quarantine/x/release", "manage"),
@@ -448,6 +458,7 @@ async fn a_list_refuses_what_it_does_not_know() {
         ("/v1/dead-letters?limit=1&limit=2", "bad_query", "?limit"),
         ("/v1/quarantine?reason=nope", "bad_query", "?reason"),
         ("/v1/tokens?tenant=a", "bad_query", "?tenant"),
+        ("/v1/jobs?state=gone", "bad_query", "?state"),
     ];
     for (path, code, pointer) in table {
         let problem = api.admin("GET", path, None).await.problem(400, code);

@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Deliveries that will not be tried again
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Replays and redrives: how far they are
+    #[command(subcommand)]
+    Jobs(Jobs),
     /// Messages that could never be processed
     #[command(subcommand)]
     Quarantine(Quarantine),
@@ -255,6 +258,8 @@ pub(crate) enum Subscriptions {
         #[command(flatten)]
         listing: Listing,
     },
+    /// Sends one again what happened since a time, also from before it was made
+    Replay(Box<Replay>),
     /// Makes a new signing secret; the old one signs on beside it for 24 h
     RotateSecret {
         /// sub_…
@@ -501,6 +506,75 @@ pub(crate) enum DeadLetters {
         filter: DeadFilter,
         #[command(flatten)]
         remote: Remote,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// sub_…
+    pub(crate) id: String,
+    /// Accepted (with `--only dead`: died) at or after this time (RFC 3339)
+    #[arg(long)]
+    pub(crate) since: String,
+    /// Accepted (with `--only dead`: died) before this time (RFC 3339) [default: now]
+    #[arg(long)]
+    pub(crate) until: Option<String>,
+    /// Only these types, such as `appointment.*,payment.paid`
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    pub(crate) types: Vec<String>,
+    /// all: every event in the archive that matches; dead: its dead letters
+    #[arg(long, default_value = "all", value_parser = ["all", "dead"])]
+    pub(crate) only: String,
+    /// Deliveries per second, 1 to 1000 [default: 50]
+    #[arg(long)]
+    pub(crate) rate: Option<u32>,
+    /// Counts, and sends nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Stays until the job has ended
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Jobs {
+    /// Lists them, newest first
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<String>,
+        /// running, done, canceled, failed
+        #[arg(long)]
+        state: Option<String>,
+        /// replay, redrive, resume
+        #[arg(long)]
+        kind: Option<String>,
+        /// sub_…
+        #[arg(long)]
+        subscription: Option<String>,
+        #[command(flatten)]
+        paging: Paging,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Shows one
+    Show {
+        /// job_…
+        id: String,
+        /// Stays until it has ended
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Ends one; what it has sent stays sent
+    Cancel {
+        /// job_…
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
     },
 }
 

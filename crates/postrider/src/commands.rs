@@ -4,6 +4,7 @@ mod dead_letters;
 mod deliveries;
 mod dialects;
 mod events;
+mod jobs;
 mod local;
 mod subscriptions;
 mod tokens;
@@ -102,6 +103,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::DeadLetters(options) => {
             let settings = settings(&global)?;
             block_on(dead_letters::run(&settings, options))
+        }
+        Command::Jobs(options) => {
+            let settings = settings(&global)?;
+            block_on(jobs::run(&settings, options))
         }
         Command::Quarantine(options) => {
             let settings = settings(&global)?;

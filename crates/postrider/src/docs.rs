@@ -60,6 +60,7 @@ fn metrics() -> String {
     router::metrics::Metrics::register(&registry).expect("the router's metrics");
     deliverer::Metrics::register(&registry).expect("the deliverer's metrics");
     recorder::metrics::Metrics::register(&registry).expect("the recorder's metrics");
+    recorder::jobs::metrics::Metrics::register(&registry).expect("the metrics of jobs");
     producer::Metrics::register(&registry).expect("the producer's metrics");
     crate::serve::gauges::Gauges::register(&registry).expect("the process's metrics");
     crate::serve::gauges::Duplicates::register(&registry, None).expect("the dedup's metrics");

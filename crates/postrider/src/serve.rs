@@ -333,6 +333,19 @@ impl Running {
             recorder::run(parts, stop).await;
             Ok("recorder")
         });
+        let jobs = recorder::jobs::Parts {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            archive: settings.recorder.archive,
+            metrics: recorder::jobs::metrics::Metrics::register(&self.registry)
+                .map_err(metrics_failed)?,
+            pace: recorder::jobs::Pace::default(),
+        };
+        let stop = self.stop.clone();
+        self.stages.spawn(async move {
+            recorder::jobs::run(jobs, stop).await;
+            Ok("jobs")
+        });
         Ok(())
     }
 }

@@ -101,6 +101,7 @@ pub(super) async fn run(settings: &Settings, command: Subscriptions) -> Result<(
         Subscriptions::Explain { id, file, listing } => {
             return super::events::explain_for(settings, &id, &file, &listing).await;
         }
+        Subscriptions::Replay(replay) => return super::jobs::replay(settings, *replay).await,
         Subscriptions::RotateSecret { id, listing } => (
             act(settings, &listing, &id, "rotate-secret").await?,
             listing,
