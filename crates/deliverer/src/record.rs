@@ -157,7 +157,11 @@ pub(crate) fn entry(
             entry.state = DeliveryState::Held;
             entry.detail = Some(why.clone());
         }
-        End::Parked((Cause::Snapshot | Cause::Stopping, _)) => return None,
+        End::Parked((Cause::Stopping, _)) => return None,
+        End::Parked((cause, _)) if !was_held && begins(delivery) => {
+            entry.detail = Some(format!("waits: {}", cause.word()));
+        }
+        End::Parked((Cause::Snapshot, _)) => return None,
         End::Parked(_) if !was_held => return None,
         End::Parked((cause, _)) => {
             if delivery.to.attempts > 0 {
@@ -169,6 +173,14 @@ pub(crate) fn entry(
         End::Dead(reason, detail) => dead(&mut entry, *reason, detail),
     }
     Some(entry)
+}
+
+/// Whether this is the first that is seen of a run that somebody asked for. It is told even where
+/// the delivery only waits, so that whoever asked knows that it arrived here and need not ask again.
+fn begins(delivery: &Delivery) -> bool {
+    let to = &delivery.to;
+    // As it goes to the ladder: parked for the first time.
+    to.run > 0 && to.attempts == 0 && to.parked == 1
 }
 
 fn dead(entry: &mut LogEntry, reason: DeadReason, detail: &str) {

@@ -58,6 +58,26 @@ fn an_entry_is_made_of_what_changes_a_delivery_and_of_nothing_else() {
 }
 
 #[test]
+fn a_run_that_somebody_asked_for_is_told_of_when_it_first_waits() {
+    let now = Timestamp::UNIX_EPOCH;
+    for (run, attempts, parked_times, cause, expected) in [
+        (1, 0, 1, Cause::Breaker, true),
+        (1, 0, 1, Cause::Snapshot, true),
+        (1, 0, 2, Cause::Breaker, false),
+        (1, 1, 1, Cause::Breaker, false),
+        (1, 0, 1, Cause::Stopping, false),
+        (0, 0, 1, Cause::Breaker, false),
+    ] {
+        let mut delivery = delivery(attempts);
+        (delivery.to.run, delivery.to.parked) = (run, parked_times);
+        let entry = entry(&delivery, false, &parked(cause), None, now);
+        let state = entry.as_ref().map(|entry| entry.state);
+        let expected = expected.then_some(DeliveryState::Pending);
+        assert_eq!(state, expected, "{run} {attempts} {parked_times} {cause:?}");
+    }
+}
+
+#[test]
 fn an_entry_says_whose_it_is_and_why() {
     let stopped = Stopped {
         clause: "where".into(),
