@@ -12,6 +12,7 @@ mod failing;
 mod feed;
 mod keys;
 mod log;
+mod plans;
 mod quarantine;
 mod retention;
 mod subscriptions;

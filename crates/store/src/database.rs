@@ -78,7 +78,12 @@ macro_rules! step {
 }
 
 /// Every step, in order, never changed once released.
-const MIGRATIONS: &[Step] = &[step!("0001_first"), step!("0002_log"), step!("0003_claims"), step!("0004_jobs")];
+const MIGRATIONS: &[Step] = &[
+    step!("0001_first"),
+    step!("0002_log"),
+    step!("0003_claims"),
+    step!("0004_jobs"),
+];
 
 /// An open database.
 #[derive(Debug)]
@@ -158,6 +163,24 @@ impl Database {
             .await?;
         lease.release();
         Ok(row)
+    }
+
+    /// How the database would go about a statement, a line for each step.
+    pub(crate) async fn plan(&self, statement: Statement) -> Result<Vec<String>, Error> {
+        use sqlx::Row;
+        let word = if self.is_sqlite {
+            "EXPLAIN QUERY PLAN "
+        } else {
+            "EXPLAIN "
+        };
+        let (sql, arguments) = statement.after(word).parts();
+        let mut lease = self.read().await?;
+        let rows = sqlx::query_with(sql, arguments)
+            .fetch_all(&mut *lease)
+            .await?;
+        lease.release();
+        let line = |row: &AnyRow| row.try_get(row.len() - 1);
+        Ok(rows.iter().map(line).collect::<Result<_, _>>()?)
     }
 
     /// A connection with a transaction begun. SQLite takes its write lock now, because a
@@ -397,6 +420,12 @@ impl Statement {
             Sight::All => Ok(self),
             Sight::Only(tenant) => self.text(" AND tenant = ").value(tenant.as_str()),
         }
+    }
+
+    /// With words before it.
+    fn after(mut self, words: &'static str) -> Self {
+        self.sql.insert_str(0, words);
+        self
     }
 
     /// The text and the values, for `sqlx::query_with` and its kin.

@@ -51,6 +51,17 @@ impl Store {
         .await
     }
 
+    /// How the database would find that page, a line for each step.
+    pub async fn plan_of_events(
+        &self,
+        sight: &Sight,
+        filter: &EventFilter,
+        paging: &Paging,
+    ) -> Result<Vec<String>, Error> {
+        let wanted = Wanted::new("events", paging)?;
+        within(async { self.database().plan(list(sight, filter, &wanted)?).await }).await
+    }
+
     /// The events in sight with this id, newest first: one for each tenant that has one, and one
     /// more where an id came again after it was forgotten.
     pub async fn event(&self, sight: &Sight, id: &EventId) -> Result<Vec<EventRecord>, Error> {

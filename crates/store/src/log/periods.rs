@@ -20,10 +20,13 @@ impl Store {
         filter: &DeliveryFilter,
         period: Period,
     ) -> Result<Vec<PeriodCount>, Error> {
+        if filter.contradicts_itself() {
+            return Ok(Vec::new());
+        }
         within(async {
             let mut statement =
                 Statement::new("SELECT day, state, COUNT(*) FROM deliveries WHERE 1 = 1");
-            narrow(&mut statement, sight, filter)?;
+            narrow(&mut statement, self.database().is_sqlite(), sight, filter)?;
             statement.text(" GROUP BY day, state");
             let rows: Vec<(i64, String, i64)> = self.database().rows(statement).await?;
             let mut periods: BTreeMap<Date, BTreeMap<DeliveryState, u64>> = BTreeMap::new();
