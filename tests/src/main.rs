@@ -14,6 +14,8 @@ mod intake;
 mod life;
 mod loaders;
 mod log;
+mod recorder;
+mod remembers;
 mod retries;
 mod signatures;
 mod store_contract;

@@ -1,7 +1,8 @@
 //! A whole Postrider with an endpoint and a ledger: what should have become of every delivery.
 //!
 //! At the end of every test the law of the design is checked: accepted × matching = delivered +
-//! dead + filtered + waiting, each delivery by its name, and nothing that nobody asked for.
+//! dead + filtered + waiting, each delivery by its name, and nothing that nobody asked for; first
+//! by what the endpoint saw, then by what the store remembers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -68,6 +69,8 @@ pub(crate) struct World {
     pub(crate) settings: Vec<(&'static str, String)>,
     client: Client,
     ledger: Mutex<BTreeMap<(String, String), Fate>>,
+    /// The subscription of each entry of the ledger.
+    owners: Mutex<BTreeMap<(String, String), String>>,
     _folder: TempDir,
 }
 
@@ -137,6 +140,7 @@ impl World {
             settings,
             client: client(),
             ledger: Mutex::default(),
+            owners: Mutex::default(),
             _folder: folder,
         }
     }
@@ -267,7 +271,10 @@ impl World {
     /// Notes what should become of an event for a subscription.
     pub(crate) fn expect(&self, sub: &Sub, event_id: &str, fate: Fate) {
         let mut ledger = self.ledger.lock().expect("no test thread panicked");
-        ledger.insert((sub.path.clone(), event_id.to_owned()), fate);
+        let key = (sub.path.clone(), event_id.to_owned());
+        let mut owners = self.owners.lock().expect("no test thread panicked");
+        owners.insert(key.clone(), sub.id.clone());
+        ledger.insert(key, fate);
     }
 
     /// The dead letters, as the API lists them.
@@ -382,6 +389,7 @@ impl World {
         let dead = self.wait_for_dead(count(Fate::Dead)).await;
         self.check_dead(&dead, &ledger).await;
         self.wait_for_empty_queues().await;
+        self.wait_for_record(&ledger).await;
 
         let mut duplicates = 0;
         for path in all_paths(&self.receiver) {
@@ -424,6 +432,67 @@ impl World {
             let fate = fate.map(|(_, fate)| *fate);
             assert_eq!(fate, Some(Fate::Dead), "died unasked: {letter:#}");
         }
+    }
+
+    /// Waits until the log says of every delivery what became of it, and that none is under way:
+    /// the law once more, from the store alone.
+    async fn wait_for_record(&self, ledger: &BTreeMap<(String, String), Fate>) {
+        let off = |(name, value): &(&str, String)| *name == "recorder.archive" && value == "off";
+        if self.settings.iter().any(off) {
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            // Counted first: the whole list is read when it is likely to be right.
+            let mut wrong = self.under_way().await;
+            if wrong.is_empty() {
+                wrong = self.wrong_in_record(ledger).await;
+            }
+            if wrong.is_empty() {
+                return;
+            }
+            wrong.truncate(5);
+            assert!(
+                Instant::now() < deadline,
+                "the log is not what happened: {wrong:#?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What the log counts as not ended.
+    async fn under_way(&self) -> Vec<String> {
+        let periods = self.items("/v1/deliveries/periods?by=month").await;
+        let count = |state: &str| -> u64 {
+            let counts = periods.iter().map(|period| &period["states"][state]);
+            counts.filter_map(Value::as_u64).sum()
+        };
+        ["pending", "retrying"]
+            .into_iter()
+            .filter(|state| count(state) > 0)
+            .map(|state| format!("{} {state}", count(state)))
+            .collect()
+    }
+
+    /// Where the log and the ledger differ.
+    async fn wrong_in_record(&self, ledger: &BTreeMap<(String, String), Fate>) -> Vec<String> {
+        let mut states = HashMap::new();
+        for row in self.items("/v1/deliveries?limit=500").await {
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            states.insert((text("subscription_id"), text("event_id")), text("state"));
+        }
+        let owners = self.owners.lock().expect("no test thread panicked");
+        let wrong = ledger.iter().filter_map(|(key, fate)| {
+            let wanted = match fate {
+                Fate::Delivered => "delivered",
+                Fate::Dead => "dead",
+                Fate::Filtered => "filtered",
+            };
+            let state = states.get(&(owners[key].clone(), key.1.clone()));
+            (state.map(String::as_str) != Some(wanted))
+                .then(|| format!("{key:?} should be {wanted}, is {state:?}"))
+        });
+        wrong.collect()
     }
 
     async fn wait_for_empty_queues(&self) {
