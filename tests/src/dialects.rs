@@ -1,6 +1,7 @@
 //! One event, every dialect: subscribed to in a platform's own words, each endpoint gets that
 //! platform's request, once.
 
+mod commands;
 mod refusals;
 mod routes;
 

@@ -333,7 +333,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         "dialects.path",
         "",
-        "A folder of `NAME.toml` files: dialects besides those that are built in, see [dialects.md](dialects.md). A broken file refuses to start.",
+        "A folder of `NAME.toml` files: dialects besides those that are built in, see [dialects.md](dialects.md). A broken file refuses to start. Every process needs the same.",
     ),
     key("log.format", "text", "`text` or `json`, to standard error."),
     key(

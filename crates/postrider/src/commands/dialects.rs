@@ -178,8 +178,13 @@ fn sent(delivery: &DeliveryInfo) -> String {
         let statuses: Vec<_> = delivery.not_retried.iter().map(u16::to_string).collect();
         parts.push(format!("{} are not retried", statuses.join(", ")));
     }
-    let disable_after = Value::from(delivery.disable_after);
-    parts.push(format!("disable_after {disable_after}"));
+    if let Some(failures) = delivery.disable_after.failures {
+        parts.push(format!("disabled after {failures} failures in a row"));
+    }
+    if let Some(span) = delivery.disable_after.span {
+        let span = humantime::format_duration(span);
+        parts.push(format!("disabled after {span} without a success"));
+    }
     if !delivery.signature_headers {
         parts.push("no Standard Webhooks headers".into());
     }
