@@ -124,11 +124,7 @@ async fn a_deliverer_killed_mid_post_loses_nothing() {
         let receiver = world.receiver.clone();
         receiver
             .wait_until("a request under way", || {
-                receiver
-                    .all()
-                    .iter()
-                    .any(|request| request.answered.is_none())
-                    .then_some(())
+                receiver.is_answering().then_some(())
             })
             .await;
         world.deliverer().kill9();
