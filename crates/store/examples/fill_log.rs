@@ -5,7 +5,7 @@
 //!
 //! URL is an empty database (`postgres://…`, `sqlite://PATH`). The deliveries are of the last 30
 //! days, of 20 tenants (the first has half of them) and 1000 subscriptions, in 40 types; one in
-//! ten is not delivered.
+//! ten is not delivered. With 0 deliveries it measures the lists of what is there.
 
 use std::{sync::Arc, time::Instant};
 
@@ -46,7 +46,9 @@ async fn main() -> Result<(), Failed> {
         fanout,
         payload: "x".repeat(payload),
     };
-    fill(&store, &world).await?;
+    if deliveries > 0 {
+        fill(&store, &world).await?;
+    }
     lists(&store).await
 }
 
