@@ -6,6 +6,7 @@ use broker::{Parcel, Route};
 use event::{
     DeadLetterId, DeliveryId, Event,
     delivery::{AttemptRecord, Bundle, DeadLetter, HISTORY_MAX, Item, Recipient},
+    log::{HeldDelivery, LogBatch},
     reason::DeadReason,
 };
 use jiff::Timestamp;
@@ -74,6 +75,26 @@ impl Delivery {
             route,
             message_id,
             serde_json::to_vec(&bundle)?,
+        ))
+    }
+
+    /// The delivery as something that the recorder keeps until its subscription is resumed.
+    pub(crate) fn kept(&self, now: Timestamp) -> serde_json::Result<Parcel> {
+        let item = Item {
+            event: self.event.clone(),
+            accepted_at: self.accepted_at,
+            revision: self.revision,
+            to: vec![self.to.clone()],
+        };
+        let batch = LogBatch {
+            entries: Vec::new(),
+            held: vec![HeldDelivery { at: now, item }],
+        };
+        let message_id = format!("held:{}:{}", self.id(), self.to.run);
+        Ok(Parcel::json(
+            Route::Log,
+            message_id,
+            serde_json::to_vec(&batch)?,
         ))
     }
 

@@ -40,7 +40,7 @@ impl Deliverer {
             _ => {}
         }
         let was_held = delivery.to.held;
-        let parcel = match parcel(delivery, end) {
+        let parcel = match parcel(delivery, end, self.journal.archive()) {
             Ok(parcel) => parcel,
             Err(error) => {
                 warn!(event_id = %delivery.event.id, %error, "a delivery goes back to its queue");
@@ -153,7 +153,11 @@ impl Deliverer {
 }
 
 /// What a delivery's end calls for, and the delivery as it is in that.
-fn parcel(delivery: &mut Delivery, end: &End) -> serde_json::Result<Option<Parcel>> {
+fn parcel(
+    delivery: &mut Delivery,
+    end: &End,
+    archive: Archive,
+) -> serde_json::Result<Option<Parcel>> {
     let parcel = match end {
         End::Void | End::Delivered | End::Filtered(_) => return Ok(None),
         // Nobody would redrive a test: the log says what came of it.
@@ -168,6 +172,8 @@ fn parcel(delivery: &mut Delivery, end: &End) -> serde_json::Result<Option<Parce
             delivery.to.held &= *cause == Cause::Snapshot;
             parked(delivery, *least)
         }
+        // Handed over to the recorder, or parked: never both, or it would arrive twice.
+        End::Held(_) if archive == Archive::Full => delivery.kept(Timestamp::now()),
         End::Held(_) => {
             delivery.to.held = true;
             parked(delivery, Duration::ZERO)

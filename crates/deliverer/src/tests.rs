@@ -101,7 +101,8 @@ async fn deliverer(publisher: Broken) -> (Arc<Deliverer>, tempfile::TempDir) {
         settings: Settings::default(),
         egress: Egress::default(),
         loaders: Loaders::new(),
-        archive: Archive::Full,
+        // In full they would be handed over, not parked.
+        archive: Archive::Headers,
         metrics: Metrics::register(&prometheus::Registry::new()).expect("registers"),
         disable: mpsc::channel(1).0,
     };

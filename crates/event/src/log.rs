@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    delivery::Purpose,
+    delivery::{Item, Purpose},
     event::{Event, EventType},
     id::{DeliveryId, EventId, SubscriptionId, Tenant},
     reason::{AttemptError, DeadReason, DeliveryState},
@@ -55,10 +55,24 @@ pub struct Archived {
 }
 
 /// What one parcel on the log queue holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LogBatch {
     /// In the order things happened in one process.
+    #[serde(default)]
     pub entries: Vec<LogEntry>,
+    /// Deliveries that are kept until their subscription is resumed. Whoever publishes one has
+    /// handed it over: it is nowhere else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldDelivery>,
+}
+
+/// A delivery that is kept because its subscription is paused or disabled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeldDelivery {
+    /// When it was found to be so.
+    pub at: Timestamp,
+    /// The event and its one recipient, as it would have been sent.
+    pub item: Item,
 }
 
 /// What became of a delivery in one turn: an attempt, or an end without one.

@@ -19,15 +19,15 @@ use std::{
 use broker::{Broker, Parcel, Publish, PublishError, Route, topology};
 use event::{
     JobId, SubscriptionId,
-    delivery::{Bundle, Item, Purpose, Recipient},
-    log::Archive,
+    delivery::{Bundle, Item, Recipient},
+    log::{Archive, LogEntry},
     subscription::SubscriptionState,
 };
 use jiff::{SignedDuration, Timestamp};
 use metrics::Metrics;
 use store::{
     Error, Sight, Store,
-    jobs::{Candidate, Intent, Job, JobKind, JobState, Note, Task, Walked},
+    jobs::{Candidate, Created, Intent, Job, JobFilter, JobKind, JobState, Note, Task, Walked},
 };
 use tokio::{
     task::JoinSet,
@@ -37,7 +37,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// How many jobs one recorder works on at once.
-const JOBS_MAX: usize = 4;
+const JOBS_MAX: usize = 8;
+/// How many jobs that resume are begun at once.
+const RESUMES_MAX: u32 = 20;
+/// Deliveries per second of a job that resumes.
+const RESUME_RATE: u32 = 100;
 /// How long a publish waits for its confirm before it counts as unknown.
 const CONFIRM_MAX: Duration = Duration::from_secs(30);
 /// Messages that may wait in the deliver queue before a job holds back: what is live comes first.
@@ -49,8 +53,13 @@ const LEVEL_MAX: u64 = 32;
 /// seconds of the job's rate, and at least.
 const UNDER_WAY_SECONDS: u32 = 4;
 const UNDER_WAY_MIN: u32 = 200;
+/// How often tombstones are swept.
+const TIDY: Duration = Duration::from_secs(60);
 /// How long a store that is away is left alone.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a job waits in a recorder's hands before others have their turn, and how long then.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+const LATER: SignedDuration = SignedDuration::from_secs(10);
 /// How long what was found out about the broker and the endpoint stands.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -114,7 +123,19 @@ impl Default for Pace {
 pub async fn run(parts: Parts, stop: CancellationToken) {
     let mut working = JoinSet::new();
     let mut away = false;
+    let mut tidied = Instant::now();
     while !stop.is_cancelled() {
+        if let Err(error) = resume(&parts.store).await
+            && !away
+        {
+            warn!(%error, "what is held could not be looked through");
+        }
+        if tidied.elapsed() >= TIDY {
+            tidied = Instant::now();
+            if let Err(error) = parts.store.forget_resumed(now()).await {
+                warn!(%error, "what was resumed long ago could not be forgotten yet");
+            }
+        }
         while working.len() < JOBS_MAX {
             let owner = JobId::fresh().to_string();
             let now = Timestamp::now();
@@ -150,6 +171,34 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     parts.metrics.running.set(0);
 }
 
+/// Begins to send what is held for subscriptions that are not paused any more. Found by looking:
+/// whatever a deliverer that has not heard of the resume still holds is found the next time.
+async fn resume(store: &Store) -> Result<(), Error> {
+    for (tenant, subscription) in store.subscriptions_to_resume(RESUMES_MAX).await? {
+        let (total, now) = (store.count_held(&subscription).await?, now());
+        let job = Job {
+            id: JobId::fresh(),
+            tenant: Some(tenant),
+            kind: JobKind::Resume,
+            subscription_id: Some(subscription),
+            filter: JobFilter::default(),
+            state: JobState::Running,
+            total,
+            done: 0,
+            skipped: 0,
+            rate: RESUME_RATE,
+            detail: None,
+            created_at: now,
+            updated_at: now,
+        };
+        // One that runs already finds these too.
+        if let Created::New(job) = store.create_job(job).await? {
+            info!(job_id = %job.id, total, "resuming what was held");
+        }
+    }
+    Ok(())
+}
+
 impl Parts {
     fn until(&self, now: Timestamp) -> Timestamp {
         let lease = SignedDuration::try_from(self.pace.lease).unwrap_or(SignedDuration::ZERO);
@@ -164,6 +213,10 @@ enum Leave {
     Stopping,
     /// The job was canceled, or another recorder has it.
     Lost,
+    /// It has to wait: others first.
+    Later,
+    /// It is over, and why.
+    Canceled(&'static str),
     /// It cannot go on, and why.
     Failed(String),
 }
@@ -227,21 +280,30 @@ impl Runner {
         };
         match left {
             Leave::Lost => info!(job_id = %id, "job left: it was canceled, or taken over"),
-            Leave::Stopping => {
-                // Where this fails the lease ends by itself.
-                if let Err(error) = self.parts.store.release_job(&self.owner, &id).await {
-                    warn!(job_id = %id, %error, "a job could not be given back");
-                }
+            Leave::Stopping => self.give_back(Timestamp::UNIX_EPOCH).await,
+            Leave::Later => {
+                let later = now().saturating_add(LATER).unwrap_or_else(|_| now());
+                self.give_back(later).await;
             }
-            Leave::Failed(why) => {
-                warn!(job_id = %id, why, "job failed");
-                let (store, owner) = (&self.parts.store, &self.owner);
-                let ended = store.end_job(owner, &id, JobState::Failed, Some(&why), now());
-                if let Err(error) = ended.await {
-                    // Whoever takes it over finds the same.
-                    warn!(job_id = %id, %error, "a job's failure could not be recorded");
-                }
-            }
+            Leave::Canceled(why) => self.end(JobState::Canceled, why).await,
+            Leave::Failed(why) => self.end(JobState::Failed, &why).await,
+        }
+    }
+
+    async fn give_back(&self, until: Timestamp) {
+        let (store, owner, id) = (&self.parts.store, &self.owner, &self.job.id);
+        // Where this fails the lease ends by itself.
+        if let Err(error) = store.release_job(owner, id, until).await {
+            warn!(job_id = %id, %error, "a job could not be given back");
+        }
+    }
+
+    async fn end(&self, state: JobState, why: &str) {
+        let (store, owner, id) = (&self.parts.store, &self.owner, &self.job.id);
+        warn!(job_id = %id, state = state.word(), why, "job ended before it was done");
+        // Where this fails, whoever takes it over finds the same.
+        if let Err(error) = store.end_job(owner, id, state, Some(why), now()).await {
+            warn!(job_id = %id, %error, "a job's end could not be recorded");
         }
     }
 
@@ -303,6 +365,7 @@ impl Runner {
                 continue;
             }
             self.wait_for_its_turn().await?;
+            let at = now();
             let passed_over = std::mem::take(&mut self.skipped);
             let intent = Intent {
                 place: step.place,
@@ -317,8 +380,22 @@ impl Runner {
                 return Ok(Sent::No);
             }
             self.tries = 0;
+            self.note(&step.sends, at).await;
         }
         Ok(Sent::Yes)
+    }
+
+    /// Tells the log that these are under way again, so that they are counted as such and nobody
+    /// begins the same run. What a deliverer has said meanwhile stands.
+    async fn note(&self, sends: &[plan::Planned], at: Timestamp) {
+        if self.parts.archive == Archive::Off {
+            return;
+        }
+        let known = sends.iter().filter(|p| p.candidate.standing.is_some());
+        let entries: Vec<LogEntry> = known.map(|planned| planned.entry(at)).collect();
+        if let Err(error) = self.parts.store.record(&[], &entries).await {
+            warn!(job_id = %self.job.id, %error, "what is sent again is still logged as ended");
+        }
     }
 
     /// Writes a step down, publishes it, settles it.
@@ -472,8 +549,12 @@ impl Runner {
             () = self.stop.cancelled() => return Err(Leave::Stopping),
             () = sleep_until(self.next) => {}
         }
+        let begun = Instant::now();
         while let Some(why) = self.obstacle().await? {
             self.keep(Some(&why), false).await?;
+            if begun.elapsed() >= WAIT_MAX {
+                return Err(Leave::Later);
+            }
             self.rest(LOOK_AGAIN).await?;
         }
         if self.stop.is_cancelled() {
@@ -512,9 +593,16 @@ impl Runner {
             return Ok(None);
         };
         let stored = ask!(self, self.parts.store.subscription(&Sight::All, &id));
-        let stored = stored.ok_or_else(deleted)?;
+        let resumes = self.job.kind == JobKind::Resume;
+        let Some(stored) = stored else {
+            // What was held for it becomes dead letters, by the deliverer's hand.
+            return if resumes { Ok(None) } else { Err(deleted()) };
+        };
         match stored.subscription.state {
             SubscriptionState::Active => {}
+            SubscriptionState::Paused | SubscriptionState::Disabled if resumes => {
+                return Err(Leave::Canceled("the subscription is held again"));
+            }
             SubscriptionState::Paused => {
                 return Ok(Some("waiting: the subscription is paused".into()));
             }
@@ -534,10 +622,14 @@ impl Runner {
     async fn walk(&mut self) -> Result<Walked, Leave> {
         let limit = plan::page_size(self.job.rate);
         let (filter, place) = (self.job.filter.clone(), self.place.clone());
-        if self.job.kind == JobKind::Replay {
+        if self.job.kind != JobKind::Redrive {
             let Some((tenant, subscription)) = self.whose() else {
-                return Err(Leave::Failed("a replay needs a subscription".into()));
+                return Err(Leave::Failed("it needs a subscription".into()));
             };
+            if self.job.kind == JobKind::Resume {
+                let (place, store) = (place.as_deref(), &self.parts.store);
+                return Ok(ask!(self, store.walk_held(&subscription, place, limit)));
+            }
             let selectors = self.selectors().await?;
             let (to, place) = ((&tenant, &subscription), place.as_deref());
             let store = &self.parts.store;
@@ -591,6 +683,7 @@ impl Runner {
             let stored = ask!(self, self.parts.store.subscription(&Sight::All, &id));
             match stored {
                 Some(stored) => drop(revisions.insert(id, stored.subscription.revision)),
+                None if self.job.kind == JobKind::Resume => drop(revisions.insert(id, 0)),
                 None if self.job.subscription_id.is_some() => return Err(deleted()),
                 None => {}
             }
@@ -688,7 +781,7 @@ fn parcel(job: &Job, sends: &[plan::Planned]) -> Result<Parcel, Leave> {
         revision: planned.revision,
         to: vec![Recipient {
             run: planned.run,
-            purpose: Purpose::Replay,
+            purpose: planned.purpose(),
             ..Recipient::first(planned.candidate.subscription_id.clone())
         }],
     };

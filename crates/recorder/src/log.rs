@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use broker::{Queue, Received, Ticket};
 use event::{
     SubscriptionId,
-    log::{Archived, LogEntry},
+    log::{Archived, HeldDelivery, LogEntry},
 };
 use jiff::Timestamp;
 use store::{Error, Quarantined, Store};
@@ -79,6 +79,7 @@ pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
 struct Batch {
     archived: Vec<Archived>,
     entries: Vec<LogEntry>,
+    held: Vec<HeldDelivery>,
     quarantined: Vec<Quarantined>,
     tickets: Vec<Ticket>,
     bytes: usize,
@@ -96,7 +97,10 @@ impl Batch {
                 .map(|mut events| self.archived.append(&mut events))
                 .err(),
             _ => read::logged(&message)
-                .map(|mut entries| self.entries.append(&mut entries))
+                .map(|mut batch| {
+                    self.entries.append(&mut batch.entries);
+                    self.held.append(&mut batch.held);
+                })
                 .err(),
         };
         if let Some(detail) = unreadable {
@@ -111,7 +115,9 @@ impl Batch {
     }
 
     fn has_room(&self) -> bool {
-        self.len() < RECORDS_MAX && self.bytes < BYTES_MAX && self.quarantined.len() < 64
+        self.len() + self.held.len() < RECORDS_MAX
+            && self.bytes < BYTES_MAX
+            && self.quarantined.len() < 64
     }
 
     /// Records the batch, waiting out a store that is away; false when stopped before it was.
@@ -185,11 +191,43 @@ impl Batch {
         if self.done < self.len() {
             return Ok(false);
         }
+        self.write_held(parts).await?;
         self.write_quarantined(&parts.store).await?;
         parts
             .metrics
             .wrote(Table::Quarantine, self.quarantined.len() as u64);
         Ok(true)
+    }
+
+    /// Keeps what is held, once the log tells of it. What the store will never take goes where a
+    /// person can see it.
+    async fn write_held(&mut self, parts: &Parts) -> Result<(), Error> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let mut refused = Vec::new();
+        match parts.store.record_held(&self.held).await {
+            Ok(()) => {}
+            Err(error @ Error::Unavailable(_)) => return Err(error),
+            Err(_) => {
+                for held in &self.held {
+                    match parts.store.record_held(std::slice::from_ref(held)).await {
+                        Ok(()) => {}
+                        Err(error @ Error::Unavailable(_)) => return Err(error),
+                        Err(error) => {
+                            error!(%error, "the store refused a held delivery, which goes to quarantine");
+                            let detail = format!("the store refused this record: {error}");
+                            refused.push(read::refused(held, "log", detail, Timestamp::now()));
+                        }
+                    }
+                }
+            }
+        }
+        let kept = self.held.len() - refused.len();
+        parts.metrics.wrote(Table::Held, kept as u64);
+        self.quarantined.append(&mut refused);
+        self.held.clear();
+        Ok(())
     }
 
     async fn write_quarantined(&self, store: &Store) -> Result<(), Error> {

@@ -17,15 +17,17 @@ pub(crate) enum Table {
     Events,
     Deliveries,
     Attempts,
+    Held,
     DeadLetters,
     Quarantine,
 }
 
 impl Table {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Events,
         Self::Deliveries,
         Self::Attempts,
+        Self::Held,
         Self::DeadLetters,
         Self::Quarantine,
     ];
@@ -35,6 +37,7 @@ impl Table {
             Self::Events => "events",
             Self::Deliveries => "deliveries",
             Self::Attempts => "attempts",
+            Self::Held => "held",
             Self::DeadLetters => "dead_letters",
             Self::Quarantine => "quarantine",
         }

@@ -3,7 +3,7 @@
 use broker::Received;
 use event::{
     delivery::DeadLetter,
-    log::{ArchiveBatch, Archived, LogBatch, LogEntry},
+    log::{ArchiveBatch, Archived, LogBatch},
     reason::QuarantineReason,
 };
 use jiff::Timestamp;
@@ -17,11 +17,10 @@ pub(crate) fn archived(message: &Received) -> Result<Vec<Archived>, String> {
     Ok(batch.events)
 }
 
-/// Outcomes as a deliverer logged them, or why they cannot be read.
-pub(crate) fn logged(message: &Received) -> Result<Vec<LogEntry>, String> {
-    let batch: LogBatch = serde_json::from_slice(&message.body)
-        .map_err(|error| format!("a message on the log queue is not of ours: {error}"))?;
-    Ok(batch.entries)
+/// Outcomes as a deliverer logged them and what it hands over, or why they cannot be read.
+pub(crate) fn logged(message: &Received) -> Result<LogBatch, String> {
+    serde_json::from_slice(&message.body)
+        .map_err(|error| format!("a message on the log queue is not of ours: {error}"))
 }
 
 /// A record that the store will never take.

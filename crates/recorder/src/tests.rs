@@ -86,7 +86,10 @@ impl Bench {
     }
 
     async fn log(&self, entries: Vec<LogEntry>) {
-        let batch = LogBatch { entries };
+        let batch = LogBatch {
+            entries,
+            ..LogBatch::default()
+        };
         self.publish(Route::Log, serde_json::to_vec(&batch).unwrap())
             .await;
     }

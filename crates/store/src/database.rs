@@ -83,6 +83,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0002_log"),
     step!("0003_claims"),
     step!("0004_jobs"),
+    step!("0005_held"),
 ];
 
 /// An open database.

@@ -18,7 +18,7 @@ use crate::{
     Error, Page, Paging, Sight, Store,
     cursor::{Cursor, Wanted},
     database::{Lease, Statement, within},
-    time,
+    held, time,
 };
 pub use walk::{Candidate, Counted, Standing, Walked};
 
@@ -190,6 +190,9 @@ pub struct Sending {
     /// The dead letter that is none any more once it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letter: Option<DeadLetterId>,
+    /// Whether it was held in the run before, and is not any more once it is sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 const COLUMNS: &str = "SELECT id, tenant, kind, subscription_id, filter, state, total, done, \
@@ -477,6 +480,7 @@ impl Store {
                     .execute(&mut *lease)
                     .await?;
             }
+            held::end(&mut lease, &intent.sends).await?;
             lease.commit().await?;
             Ok(true)
         })
@@ -525,10 +529,16 @@ impl Store {
         .await
     }
 
-    /// Gives a job back, for another recorder to go on with at once.
-    pub async fn release_job(&self, owner: &str, id: &JobId) -> Result<(), Error> {
+    /// Gives a job back, for any recorder to go on with after `until`.
+    pub async fn release_job(
+        &self,
+        owner: &str,
+        id: &JobId,
+        until: Timestamp,
+    ) -> Result<(), Error> {
         within(async {
-            let mut statement = Statement::new("UPDATE jobs SET lease_until = 0");
+            let mut statement = Statement::new("UPDATE jobs SET lease_until = ");
+            statement.value(time::write(until))?;
             owned(&mut statement, owner, id)?;
             self.change(statement).await.map(drop)
         })

@@ -17,6 +17,7 @@ mod dead_letters;
 pub mod dedup;
 mod error;
 pub mod feed;
+mod held;
 pub mod jobs;
 mod keyring;
 mod location;

@@ -1,8 +1,9 @@
 //! What the log says, and what a person's own wishes (a test, a replay) change.
 
+use broker::Queue;
 use event::{
     delivery::Purpose,
-    log::{Archive, LogEntry},
+    log::{Archive, LogBatch, LogEntry},
     reason::{AttemptError, DeadReason, DeliveryState as State},
     subscription::View,
 };
@@ -50,7 +51,7 @@ async fn the_log_says_what_became_of_each_delivery() {
         subscription("e", &receiver.url("/late"), late),
     ])
     .await;
-    house.archive = Archive::Full;
+    house.archive = Archive::Headers;
     house
         .publish(vec![item(event("e1"), &["a", "b", "c", "d", "e"])])
         .await;
@@ -130,7 +131,37 @@ async fn an_attempt_is_logged_in_full_and_without_secrets() {
 }
 
 #[tokio::test]
-async fn a_held_delivery_is_logged_once_however_often_it_is_looked_at() {
+async fn a_held_delivery_is_handed_over_whole_and_waits_nowhere_else() {
+    let paused = subscription("a", "http://127.0.0.1:1/", json!({"state": "paused"}));
+    let mut house = House::with([paused]).await;
+    house.archive = Archive::Full;
+    let mut again = item(event("e1"), &["a"]);
+    again["to"][0]["run"] = json!(4);
+    house.publish(vec![again.clone()]).await;
+    let running = house.start();
+    let (mut held, mut entries) = (Vec::new(), Vec::new());
+    while held.is_empty() || entries.is_empty() {
+        let received = house.next(Queue::Log).await;
+        let batch: LogBatch = serde_json::from_slice(&received.body).expect("a batch");
+        held.extend(batch.held);
+        entries.extend(batch.entries);
+        received.ticket.ack();
+    }
+    running.stop().await;
+    assert_eq!(states(&entries), [("sub_a", State::Held, 0)]);
+    assert_eq!(held.len(), 1);
+    let kept = serde_json::to_value(&held[0].item).expect("an item");
+    assert_eq!(kept, again, "everything that sending it takes");
+    assert_eq!(house.count("postrider_parked_total", "held"), 1);
+    assert_eq!(
+        house.left().await,
+        0,
+        "not parked too, or it would arrive twice"
+    );
+}
+
+#[tokio::test]
+async fn without_payloads_a_held_delivery_is_parked_and_logged_once() {
     let mut house = House::with([
         subscription("a", "http://127.0.0.1:1/", json!({"state": "paused"})),
         subscription(
@@ -140,7 +171,7 @@ async fn a_held_delivery_is_logged_once_however_often_it_is_looked_at() {
         ),
     ])
     .await;
-    house.archive = Archive::Full;
+    house.archive = Archive::Headers;
     house.publish(vec![item(event("e1"), &["a"])]).await;
     let running = house.start();
     house.until("postrider_parked_total", "held", 2).await;

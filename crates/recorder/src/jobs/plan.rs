@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use event::{DeliveryId, Event, SubscriptionId, reason::DeliveryState};
+use event::{
+    DeliveryId, Event, SubscriptionId, delivery::Purpose, log::LogEntry, reason::DeliveryState,
+};
 use jiff::{SignedDuration, Timestamp};
 use store::jobs::{Candidate, Sending, Standing};
 
@@ -16,8 +18,7 @@ const BYTES_MAX: u64 = 512 * 1024;
 /// A pending delivery that nothing was heard of for so long is not on its way any more: what was
 /// lost with a broker can be replayed.
 const PENDING_MAX: SignedDuration = SignedDuration::from_hours(1);
-/// The same of a retry that is overdue, and of a held delivery; longer than the longest pause of a
-/// parked one.
+/// The same of a retry that is overdue; longer than the longest pause of a parked one.
 const OVERDUE_MAX: SignedDuration = SignedDuration::from_mins(15);
 
 /// One step.
@@ -37,6 +38,45 @@ pub(super) struct Planned {
     pub(super) run: u32,
     /// Of its subscription.
     pub(super) revision: u64,
+}
+
+impl Planned {
+    /// Why it is made: what is resumed is made for the reason that it was held with.
+    pub(super) fn purpose(&self) -> Purpose {
+        self.candidate.held.unwrap_or(Purpose::Replay)
+    }
+
+    fn delivery_id(&self) -> DeliveryId {
+        let Candidate {
+            event,
+            subscription_id,
+            ..
+        } = &self.candidate;
+        DeliveryId::of(&event.tenant, &event.id, subscription_id)
+    }
+
+    /// What the log says of it from now on.
+    pub(super) fn entry(&self, at: Timestamp) -> LogEntry {
+        let event = &self.candidate.event;
+        LogEntry {
+            delivery_id: self.delivery_id(),
+            event_id: event.id.clone(),
+            subscription_id: self.candidate.subscription_id.clone(),
+            tenant: event.tenant.clone(),
+            kind: event.kind.clone(),
+            accepted_at: self.candidate.accepted_at,
+            at,
+            purpose: self.purpose(),
+            run: self.run,
+            attempts: 0,
+            state: DeliveryState::Pending,
+            reason: None,
+            detail: None,
+            clause: None,
+            due: None,
+            attempt: None,
+        }
+    }
 }
 
 /// How many deliveries a step of a job with this rate has.
@@ -92,30 +132,39 @@ pub(super) fn step(
 /// The run that a candidate is sent in; `None` for one that cannot be sent or is on its way.
 fn next_run(candidate: &Candidate, now: Timestamp) -> Option<u32> {
     let expired = candidate.event.expires_at.is_some_and(|end| end <= now);
-    let whole = candidate.letter.is_some() || is_whole(&candidate.event);
     let standing = candidate.standing;
+    let run = standing
+        .map_or(0, |standing| standing.run)
+        .saturating_add(1);
+    if candidate.held.is_some() {
+        // Whatever has become of it meanwhile, the deliverer must say so: it is nowhere else.
+        return Some(run);
+    }
+    let whole = candidate.letter.is_some() || is_whole(&candidate.event, candidate.bytes);
     if expired || !whole || standing.is_some_and(|standing| is_on_its_way(&standing, now)) {
         return None;
     }
     // Never 0, which is the router's: a first delivery long after is no measure of speed.
-    Some(
-        standing
-            .map_or(0, |standing| standing.run)
-            .saturating_add(1),
-    )
+    Some(run)
 }
 
-/// Whether the event is there with its payloads, or never had any.
-fn is_whole(event: &Event) -> bool {
-    let payload = event.data.is_some() || event.changes.is_some() || event.details.is_some();
-    payload || event.kind.action() == "deleted"
+/// Whether the event, which had so many bytes, is there with its payloads. A deletion may have had
+/// nothing but its subject; its size tells.
+fn is_whole(event: &Event, bytes: u64) -> bool {
+    if event.data.is_some() || event.changes.is_some() || event.details.is_some() {
+        return true;
+    }
+    event.kind.action() == "deleted"
+        && serde_json::to_vec(event).is_ok_and(|written| written.len() as u64 >= bytes)
 }
 
 fn is_on_its_way(standing: &Standing, now: Timestamp) -> bool {
     let since = |then: Timestamp| now.duration_since(then);
     match standing.state {
         DeliveryState::Pending => since(standing.updated_at) < PENDING_MAX,
-        DeliveryState::Retrying | DeliveryState::Held => {
+        // It goes when its subscription is resumed.
+        DeliveryState::Held => true,
+        DeliveryState::Retrying => {
             let due = standing.due.unwrap_or(standing.updated_at);
             since(due.max(standing.updated_at)) < OVERDUE_MAX
         }
@@ -131,11 +180,7 @@ fn is_on_its_way(standing: &Standing, now: Timestamp) -> bool {
 /// dead any more.
 pub(super) fn sending(planned: &Planned) -> Sending {
     let candidate = &planned.candidate;
-    let delivery_id = DeliveryId::of(
-        &candidate.event.tenant,
-        &candidate.event.id,
-        &candidate.subscription_id,
-    );
+    let delivery_id = planned.delivery_id();
     let letter = candidate.letter.clone().or_else(|| {
         let standing = candidate.standing?;
         (standing.state == DeliveryState::Dead)
@@ -146,6 +191,7 @@ pub(super) fn sending(planned: &Planned) -> Sending {
         accepted_at: candidate.accepted_at,
         run: planned.run,
         letter,
+        held: candidate.held.is_some(),
     }
 }
 

@@ -12,17 +12,14 @@ use std::{
 use broker::Queue;
 use event::{
     DeadLetterId, DeliveryId, Event, EventId, Tenant,
-    delivery::DeadLetter,
-    log::{Archived, LogEntry},
+    delivery::{DeadLetter, Purpose},
+    log::{Archived, HeldDelivery, LogEntry},
     reason::{DeadReason, DeliveryState},
     secret::SigningKeys,
 };
 use futures_util::future::BoxFuture;
 use serde_json::json;
-use store::{
-    DeadFilter, Paging, Stored,
-    jobs::{Created, JobFilter},
-};
+use store::{DeadFilter, Paging, Stored};
 use tempfile::TempDir;
 use tokio::{sync::Notify, task::JoinHandle};
 
@@ -142,6 +139,10 @@ impl House {
 
     /// A deliverer whose endpoint takes everything.
     async fn deliverer(&self) -> Running {
+        self.deliverer_of(false).await
+    }
+
+    async fn deliverer_of(&self, resumes: bool) -> Running {
         let stop = CancellationToken::new();
         let mut consumer = self.broker.consume(Queue::Deliver, 8).await;
         let (store, arrived) = (self.store.clone(), self.arrived.clone());
@@ -152,7 +153,8 @@ impl House {
                 let mut entries = Vec::new();
                 for item in bundle.items {
                     let to = &item.to[0];
-                    assert_eq!(to.purpose, Purpose::Replay);
+                    let live = to.purpose == Purpose::Live;
+                    assert_eq!(live, resumes, "what is resumed is no replay");
                     assert!(item.event.data.is_some());
                     let key = (item.event.id.to_string(), to.run);
                     *arrived.lock().unwrap().entry(key).or_default() += 1;
@@ -188,6 +190,29 @@ impl House {
             });
         }
         self.store.record(&archived, &entries).await.unwrap();
+    }
+
+    async fn set(&self, state: SubscriptionState) {
+        let id = &self.subscription;
+        let stored = self.store.subscription(&Sight::All, id).await.unwrap();
+        let mut stored = stored.unwrap();
+        stored.subscription.state = state;
+        self.store.replace_subscription(stored).await.unwrap();
+    }
+
+    /// What a deliverer handed over while the subscription was paused.
+    async fn held(&self, numbers: std::ops::Range<usize>) {
+        let held = |n: usize| HeldDelivery {
+            at: now(),
+            item: Item {
+                event: event(&format!("e{n:03}")),
+                accepted_at: now(),
+                revision: 1,
+                to: vec![Recipient::first(self.subscription.clone())],
+            },
+        };
+        let held: Vec<_> = numbers.map(held).collect();
+        self.store.record_held(&held).await.unwrap();
     }
 
     async fn dead(&self, count: usize) -> Vec<DeadLetter> {
@@ -536,14 +561,7 @@ async fn live_deliveries_come_first() {
 async fn a_job_to_a_paused_subscription_waits_and_to_a_deleted_one_fails() {
     let house = House::new().await;
     house.delivered(3).await;
-    let set = async |state| {
-        let id = &house.subscription;
-        let stored = house.store.subscription(&Sight::All, id).await.unwrap();
-        let mut stored = stored.unwrap();
-        stored.subscription.state = state;
-        house.store.replace_subscription(stored).await.unwrap();
-    };
-    set(SubscriptionState::Paused).await;
+    house.set(SubscriptionState::Paused).await;
     let id = house.job(JobKind::Replay, 50).await;
     let _recorder = house.recorder(None);
     let waits = |job: &Job| job.detail.as_deref() == Some("waiting: the subscription is paused");
@@ -587,4 +605,61 @@ async fn what_is_missing_is_counted_as_skipped() {
             .unwrap()
             .contains_key(&(id.to_string(), 1))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_held_goes_once_it_is_resumed_and_what_comes_late_goes_too() {
+    let house = House::new().await;
+    house.set(SubscriptionState::Paused).await;
+    house.held(0..12).await;
+    let _deliverer = house.deliverer_of(true).await;
+    let points = Points::at(Point::Published, 0);
+    let first = house.recorder(Some(points.clone()));
+    // It looks many times in that.
+    sleep(Duration::from_millis(200)).await;
+    assert!(house.arrived.lock().unwrap().is_empty());
+    house.set(SubscriptionState::Active).await;
+    points.reached.notified().await;
+    first.kill().await;
+    let _second = house.recorder(None);
+    house.each_once(12, 1).await;
+    // A deliverer that had not heard of the resume.
+    house.held(12..15).await;
+    house.each_once(15, 1).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while house.store.count_held(&house.subscription).await.unwrap() > 0 {
+        assert!(Instant::now() < deadline, "what was sent is still held");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_for_a_deleted_subscription_goes_to_the_deliverer() {
+    let house = House::new().await;
+    house.set(SubscriptionState::Paused).await;
+    house.held(0..3).await;
+    let deleted = house
+        .store
+        .delete_subscription(&Sight::All, &house.subscription);
+    assert!(deleted.await.unwrap());
+    let _deliverer = house.deliverer_of(true).await;
+    let _recorder = house.recorder(None);
+    house.each_once(3, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_lets_others_have_their_turn() {
+    let house = House::new().await;
+    house.delivered(3).await;
+    house.set(SubscriptionState::Paused).await;
+    let id = house.job(JobKind::Replay, 50).await;
+    let (parts, now) = (house.parts(None), now());
+    let taken = house.store.take_job("one", now, parts.until(now)).await;
+    let task = taken.unwrap().unwrap();
+    let runner = Runner::new(parts.clone(), "one".into(), task, CancellationToken::new());
+    runner.work().await;
+    let again = Timestamp::now();
+    let taken = house.store.take_job("two", again, parts.until(again)).await;
+    assert!(taken.unwrap().is_none(), "it waits in nobody's hands");
+    assert_eq!(house.shown(&id).await.state, JobState::Running);
 }

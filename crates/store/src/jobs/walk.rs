@@ -4,8 +4,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use event::{
-    DeadLetterId, DeliveryId, Event, SubscriptionId, Tenant, delivery::DeadLetter, log::Archived,
-    reason::DeliveryState, selector::Selector,
+    DeadLetterId, DeliveryId, Event, SubscriptionId, Tenant,
+    delivery::{DeadLetter, Purpose},
+    log::Archived,
+    reason::DeliveryState,
+    selector::Selector,
 };
 use jiff::Timestamp;
 
@@ -42,6 +45,8 @@ pub struct Candidate {
     pub standing: Option<Standing>,
     /// The dead letter that it comes from.
     pub letter: Option<DeadLetterId>,
+    /// Of one that is held: why it was made.
+    pub held: Option<Purpose>,
 }
 
 /// How a delivery stands.
@@ -87,7 +92,7 @@ impl Store {
         within(async {
             let mut statement = Statement::new(
                 "SELECT COUNT(*), COUNT(whole) FROM (SELECT CASE WHEN payload IS NOT NULL \
-                 OR kind LIKE '%.deleted' THEN 1 END AS whole FROM events WHERE tenant = ",
+                 OR (kind LIKE '%.deleted' AND LENGTH(document) >= bytes) THEN 1 END AS whole FROM events WHERE tenant = ",
             );
             statement.value(tenant.as_str())?;
             listens(&mut statement, selectors)?;
@@ -174,6 +179,7 @@ impl Store {
                 subscription_id: subscription.clone(),
                 standing: standings.get(&(delivery, day_of(at))).copied(),
                 letter: None,
+                held: None,
                 event: archived.event,
             }
         };
@@ -303,8 +309,8 @@ impl Store {
         .await
     }
 
-    /// How many deliveries to a subscription that were asked for again have not ended yet, at most
-    /// `most`.
+    /// How many deliveries to a subscription that were asked for again, or resumed, have not ended
+    /// yet, at most `most`.
     pub async fn replays_under_way(
         &self,
         subscription: &SubscriptionId,
@@ -312,7 +318,7 @@ impl Store {
     ) -> Result<u64, Error> {
         within(async {
             let mut statement = Statement::new(
-                "SELECT COUNT(*) FROM (SELECT purpose FROM (SELECT purpose FROM deliveries \
+                "SELECT COUNT(*) FROM (SELECT run FROM (SELECT run FROM deliveries \
                  WHERE subscription_id = ",
             );
             statement
@@ -322,7 +328,7 @@ impl Store {
                      ORDER BY accepted_at DESC LIMIT ",
                 )
                 .value(LOOKED_AT_MAX)?
-                .text(") AS looked_at WHERE purpose = 'replay' LIMIT ")
+                .text(") AS looked_at WHERE run > 0 LIMIT ")
                 .value(i64::from(most))?
                 .text(") AS found");
             let row: Option<(i64,)> = self.database().row(statement).await?;
@@ -349,6 +355,7 @@ fn from_letter(letter: DeadLetter, died_at: i64, bytes: usize) -> Candidate {
             due: None,
         }),
         letter: Some(letter.id),
+        held: None,
         event: letter.event,
     }
 }

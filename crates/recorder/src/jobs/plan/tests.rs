@@ -21,6 +21,7 @@ fn candidate(n: u32, more: &str) -> Candidate {
         subscription_id: SubscriptionId::parse("sub_1").unwrap(),
         standing: None,
         letter: None,
+        held: None,
     }
 }
 
@@ -70,7 +71,7 @@ fn what_is_on_its_way_is_left_alone_and_what_was_lost_is_not() {
         (DeliveryState::Retrying, 14, None),
         (DeliveryState::Retrying, 16, Some(5)),
         (DeliveryState::Held, 14, None),
-        (DeliveryState::Held, 16, Some(5)),
+        (DeliveryState::Held, 1600, None),
     ] {
         let standing = Some(standing(state, minutes_ago));
         check_run(
@@ -101,6 +102,8 @@ fn what_lacks_its_payload_or_has_expired_is_passed_over() {
     let mut deleted = candidate(1, r#","subject":7"#);
     let event = Arc::get_mut(&mut deleted.event).unwrap();
     event.kind = event::EventType::parse("appointment.deleted").unwrap();
+    check_run(&deleted, None);
+    deleted.bytes = 80;
     check_run(&deleted, Some(1));
     check_run(
         &candidate(1, r#","data":{},"expires_at":"2026-03-01T12:00:00Z""#),
@@ -110,6 +113,16 @@ fn what_lacks_its_payload_or_has_expired_is_passed_over() {
         &candidate(1, r#","data":{},"expires_at":"2026-03-01T12:00:01Z""#),
         Some(1),
     );
+}
+
+#[test]
+fn what_is_held_goes_whatever_has_become_of_it() {
+    let held = Candidate {
+        standing: Some(standing(DeliveryState::Held, 0)),
+        held: Some(event::delivery::Purpose::Live),
+        ..candidate(1, r#","expires_at":"2026-03-01T11:00:00Z""#)
+    };
+    check_run(&held, Some(5));
 }
 
 #[test]
