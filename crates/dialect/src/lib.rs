@@ -5,7 +5,7 @@
 //! sockets. Who sends a delivery asks a [`Speaker`] for the request and signs what it gets.
 #![warn(missing_docs)]
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use event::{
@@ -58,7 +58,6 @@ const BUILTIN: [(&str, &str); 7] = [
 ];
 
 /// All dialects a process knows, by name.
-#[derive(Debug)]
 pub struct Dialects {
     by_name: BTreeMap<String, Arc<Dialect>>,
     /// One event of each type that any dialect has an example of.
@@ -121,6 +120,12 @@ pub enum RenderError {
         /// What failed, with the template's line.
         detail: String,
     },
+}
+
+impl fmt::Debug for Dialects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dialects").field(&self.names()).finish()
+    }
 }
 
 impl Dialects {

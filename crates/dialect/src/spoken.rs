@@ -1,6 +1,6 @@
 //! A dialect made ready: its words with what they mean, its bodies, its templates compiled.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use event::{
     Event,
@@ -20,7 +20,6 @@ use crate::{
 pub(crate) const VIEWS: [View; 3] = [View::Basic, View::Full, View::Extended];
 
 /// One dialect.
-#[derive(Debug)]
 pub(crate) struct Dialect {
     pub(crate) name: String,
     pub(crate) title: String,
@@ -97,6 +96,15 @@ pub(crate) enum Content {
     Of(Of),
     /// The name of a template.
     Template(String),
+}
+
+impl fmt::Debug for Dialect {
+    /// Only the name: the whole is as long as its file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialect")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Dialect {

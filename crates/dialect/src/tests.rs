@@ -1,5 +1,11 @@
 //! What each view of an event becomes in each dialect.
 
+mod catalogue;
+mod files;
+mod leaks;
+mod rows;
+mod subscribing;
+
 use std::sync::LazyLock;
 
 use event::{Event, Subscription, subscription::View};
