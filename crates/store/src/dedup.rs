@@ -314,28 +314,29 @@ async fn ask_once<T: About>(state: &Arc<State>, abouts: Vec<T>) -> Answer {
             unique.push(about);
         }
     }
-    let asking = T::ask(state, &unique);
-    let found = timeout(T::PATIENCE, asking).await.unwrap_or_else(|_| {
-        let patience = T::PATIENCE;
-        Err(Error::Unavailable(format!("no answer within {patience:?}")))
-    });
-    match found {
-        Ok(found) => Some(
-            places
-                .into_iter()
-                .map(|(place, is_first)| {
-                    let on_record = found[place].clone();
-                    if is_first {
-                        on_record
-                    } else {
-                        on_record.or_else(|| unique[place].leaves())
-                    }
-                })
-                .collect(),
-        ),
-        Err(error) => {
-            state.go_off(&error);
-            None
+    let mut found = Vec::with_capacity(unique.len());
+    // Patience for each statement: a batch of very many events is no sign of a store that hangs.
+    for some in unique.chunks(GROUP_MAX) {
+        let asked = timeout(T::PATIENCE, T::ask(state, some)).await;
+        match asked.unwrap_or_else(|_| Err(too_late(T::PATIENCE))) {
+            Ok(part) => found.extend(part),
+            Err(error) => {
+                state.go_off(&error);
+                return None;
+            }
         }
     }
+    let answers = places.into_iter().map(|(place, is_first)| {
+        let on_record = found.get(place).cloned().flatten();
+        if is_first {
+            on_record
+        } else {
+            on_record.or_else(|| unique[place].leaves())
+        }
+    });
+    Some(answers.collect())
+}
+
+fn too_late(patience: Duration) -> Error {
+    Error::Unavailable(format!("no answer within {patience:?}"))
 }
