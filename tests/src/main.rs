@@ -16,6 +16,7 @@ mod loaders;
 mod log;
 mod recorder;
 mod remembers;
+mod replay;
 mod retries;
 mod signatures;
 mod store_contract;

@@ -10,6 +10,7 @@ mod claims;
 mod dead_letters;
 mod failing;
 mod feed;
+mod jobs;
 mod keys;
 mod log;
 mod plans;
