@@ -198,6 +198,14 @@ async fn one_event_reaches_every_dialect_in_its_own_words(world: World) {
     world.finish().await;
 }
 
+/// A path, a subscription's fields, what becomes of each of six events, and the bodies that come.
+type Listener = (
+    &'static str,
+    Value,
+    [Option<Fate>; 6],
+    &'static [&'static str],
+);
+
 async fn vikappointments_listens_by_type_status_and_loading_mode(world: World) {
     let save = |more: Value| {
         let mut fields = json!({"dialect": "vikappointments", "events": ["appointments.save"]});
@@ -226,7 +234,7 @@ async fn vikappointments_listens_by_type_status_and_loading_mode(world: World) {
     // What each of them gets of these six events, and what only its words keep from it.
     let d = Fate::Delivered;
     let f = Fate::Filtered;
-    let rows: [(&str, Value, [Option<Fate>; 6], &[&str]); 8] = [
+    let rows: [Listener; 8] = [
         (
             "/created",
             save(json!({"type": "created"})),
