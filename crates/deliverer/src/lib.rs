@@ -537,10 +537,12 @@ impl Deliverer {
             set(name, value)?;
         }
         set(header::CONTENT_TYPE, &rendered.content_type)?;
-        set(WEBHOOK_ID, id)?;
-        set(WEBHOOK_TIMESTAMP, &now.as_second().to_string())?;
-        if !signature.is_empty() {
-            set(WEBHOOK_SIGNATURE, &signature)?;
+        if lane.speaker.policy().signature_headers {
+            set(WEBHOOK_ID, id)?;
+            set(WEBHOOK_TIMESTAMP, &now.as_second().to_string())?;
+            if !signature.is_empty() {
+                set(WEBHOOK_SIGNATURE, &signature)?;
+            }
         }
         if !delivery.to.purpose.is_live() {
             set(PURPOSE, delivery.to.purpose.word())?;

@@ -97,6 +97,44 @@ async fn a_request_is_standard_webhooks_and_custom_headers_do_not_override_it() 
     );
 }
 
+#[tokio::test]
+async fn a_dialect_may_leave_the_headers_of_standard_webhooks_out() {
+    let receiver = well().await;
+    let to = |name: &str| {
+        let url = receiver.url(&format!("/{name}"));
+        subscription(name, &url, json!({"dialect": name}))
+    };
+    let mut house = House::with([to("acme"), to("standard")]).await;
+    let file = r#"
+        name = "acme"
+        title = "Acme"
+        delivery = { signature_headers = false }
+        headers = { x-about = "{{ event.id }}" }
+        bodies = { default = { of = "view" } }
+        events = [{ word = "Any", types = ["*"] }]
+    "#;
+    let files = [("acme.toml".to_owned(), file.to_owned())];
+    house.dialects = dialect::Dialects::load(files).expect("a dialect").into();
+    house
+        .publish(vec![item(event("e1"), &["acme", "standard"])])
+        .await;
+    let running = house.start();
+    let requests = receiver.until(2).await;
+    running.stop().await;
+    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+    for request in &requests {
+        let sent = |wanted: &str| request.headers.iter().any(|(name, _)| name == wanted);
+        let signed = names.map(sent);
+        assert_eq!(signed, [request.path == "/standard"; 3], "{}", request.path);
+    }
+    let acme = requests.iter().find(|request| request.path == "/acme");
+    let acme = acme.expect("it was sent");
+    assert_eq!(
+        (acme.header("x-about"), &*acme.body),
+        ("e1", r#"{"n":"e1"}"#)
+    );
+}
+
 /// HMAC by its definition, so that the signer is not checked by itself.
 fn hmac_v1(key: &[u8], message: &str) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};

@@ -30,6 +30,7 @@ pub(crate) struct House {
     pub(crate) broker: Broker,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
+    pub(crate) dialects: Arc<Dialects>,
     pub(crate) settings: Settings,
     pub(crate) loaders: Loaders,
     pub(crate) archive: Archive,
@@ -97,6 +98,7 @@ impl House {
             broker,
             registry,
             metrics,
+            dialects: Arc::new(Dialects::builtin()),
             settings: Settings::default(),
             loaders: Loaders::new(),
             archive: Archive::Off,
@@ -131,7 +133,7 @@ impl House {
         let parts = Parts {
             broker: self.broker.clone(),
             feed,
-            dialects: Arc::new(Dialects::builtin()),
+            dialects: self.dialects.clone(),
             settings: self.settings.clone(),
             egress: Egress {
                 allow: vec!["127.0.0.0/8".parse().expect("a network")],
