@@ -7,7 +7,11 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router, body::Body, extract::State, http::HeaderMap, response::IntoResponse,
+    Json, Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::IntoResponse,
     routing::post,
 };
 use event::{
@@ -16,9 +20,11 @@ use event::{
     subscription::{FilterSpec, SubscriptionState, parse_new, parse_patch},
     target,
 };
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use service::http::Problem;
 use store::{Change, Stored};
 
 use super::{fresh_keys, with_rules};
@@ -51,7 +57,7 @@ async fn subscribe(
     body: Body,
 ) -> Answer {
     caller.must(Scope::Manage)?;
-    let mut form = Form::of_body(&form::body(&headers, body).await?)?;
+    let mut form = read(&headers, body).await?;
     let mut written = Map::from_iter([("dialect".to_owned(), DIALECT.into())]);
     let event = form.take("event");
     if event.is_none() {
@@ -61,14 +67,14 @@ async fn subscribe(
     for name in ["target_url", "tenant"] {
         written.extend(form.take(name).map(|value| (name.to_owned(), value)));
     }
-    let read = with_rules(&app, &caller, |rules| {
+    let parsed = with_rules(&app, &caller, |rules| {
         let body = Value::Object(written).to_string();
         parse_new(body.as_bytes(), rules, Timestamp::now())
     });
-    let (subscription, signing, _) = match read {
-        Ok(read) => {
+    let (subscription, signing, _) = match parsed {
+        Ok(parsed) => {
             form.finish()?;
-            read
+            parsed
         }
         Err(refusal) => {
             tell(&mut form, &refusal);
@@ -107,12 +113,12 @@ async fn unsubscribe(
     body: Body,
 ) -> Answer {
     caller.must(Scope::Manage)?;
-    let mut form = Form::of_body(&form::body(&headers, body).await?)?;
+    let mut form = read(&headers, body).await?;
     let target = form.required("target_url");
     let tenant = tenant(&mut form, &caller);
     form.finish()?;
     let (Some(target), Some(tenant)) = (target, tenant) else {
-        return Err(service::http::Problem::internal());
+        return Err(Problem::internal());
     };
     // What could be no target has no subscription, and is left as it should be: without one.
     if let Some(url) = target::normalised(&target) {
@@ -131,6 +137,13 @@ async fn unsubscribe(
         response: "Unsubscribed",
     })
     .into_response())
+}
+
+/// The body's fields. Whatever is wrong with what vCita's clients send is a 422, text that is no
+/// JSON too.
+async fn read(headers: &HeaderMap, body: Body) -> Result<Form, Problem> {
+    let body = form::body(headers, body).await?;
+    Form::of_body(&body).map_err(|problem| problem.with_status(StatusCode::UNPROCESSABLE_ENTITY))
 }
 
 /// Whose subscriptions are meant: a caller without a tenant has to say it.

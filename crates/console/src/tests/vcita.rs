@@ -231,3 +231,13 @@ async fn the_routes_ask_who_is_calling_and_for_whom() {
         api.admin("POST", path, Some(body)).await.expect(200);
     }
 }
+
+#[tokio::test]
+async fn a_body_that_is_no_object_is_a_422_as_well() {
+    let api = api().await;
+    let client = client(&api, "a").await;
+    for path in [SUBSCRIBE, UNSUBSCRIBE] {
+        let answered = client.post(path, json!(["client/created"])).await;
+        answered.problem(422, "bad_json");
+    }
+}

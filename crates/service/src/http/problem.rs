@@ -48,6 +48,12 @@ impl Problem {
         self
     }
 
+    /// The same under another status, for a route whose clients wait for that one.
+    #[must_use]
+    pub fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     /// Something of ours is away (503); `Retry-After` says when to ask again.
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
