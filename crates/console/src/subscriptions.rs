@@ -22,7 +22,7 @@ use event::{
 };
 use jiff::{SignedDuration, Timestamp};
 use service::http::Problem;
-use store::Stored;
+use store::{Stored, feed::Snapshot};
 
 use crate::{
     App,
@@ -34,6 +34,8 @@ use shown::Shown;
 
 /// How often a change is tried again when another one came between.
 const TRIES_MAX: usize = 5;
+/// How long an answer waits until this process follows the change that it tells of.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a replaced key signs on beside the new one, where nobody says.
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest it may.
@@ -77,7 +79,9 @@ async fn create(
         .insert_subscription(stored)
         .await
         .map_err(store_failed)?;
-    app.feed.nudge();
+    let revision = stored.subscription.revision;
+    let known = |snapshot: &Snapshot| snapshot.revision >= revision;
+    app.feed.shows(PATIENCE, known).await;
     tracing::info!(
         subscription_id = %stored.subscription.id, tenant = %stored.subscription.tenant,
         "subscription created"
@@ -133,7 +137,8 @@ async fn remove(
     if !gone {
         return Err(Problem::not_found());
     }
-    app.feed.nudge();
+    let gone = |snapshot: &Snapshot| !snapshot.subscriptions.contains_key(&id);
+    app.feed.shows(PATIENCE, gone).await;
     tracing::info!(subscription_id = %id, "subscription deleted");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -261,7 +266,9 @@ async fn change(
             .await
             .map_err(store_failed)?;
         if let Some(replaced) = replaced {
-            app.feed.nudge();
+            let revision = replaced.subscription.revision;
+            let known = |snapshot: &Snapshot| snapshot.revision >= revision;
+            app.feed.shows(PATIENCE, known).await;
             return Ok(replaced);
         }
     }

@@ -106,6 +106,20 @@ impl Feed {
         self.shared.nudged.notify_one();
     }
 
+    /// Asks for a look at the store now, and waits until this process has seen `change`, or
+    /// `patience` is over: what a person changed holds here when they are told that it is done.
+    /// Other processes see it within the time they poll by.
+    pub async fn shows(&self, patience: Duration, change: impl Fn(&Snapshot) -> bool) {
+        if self.shared.answered.is_none() {
+            return;
+        }
+        self.nudge();
+        let mut watch = self.watch();
+        let seen = watch.wait_for(|snapshot| snapshot.as_deref().is_some_and(&change));
+        // Over, or the process ends: the change is stored all the same.
+        drop(tokio::time::timeout(patience, seen).await);
+    }
+
     /// How long ago the store last answered.
     pub fn age(&self) -> Duration {
         self.shared

@@ -15,6 +15,7 @@ use super::{Place, delete, insert, promises};
 promises!(
     a_feed_follows_inserts_changes_and_deletions,
     a_nudge_is_looked_at_at_once,
+    a_change_holds_once_it_is_shown,
     an_empty_store_has_a_snapshot,
     a_database_that_went_back_is_loaded_anew,
     a_database_that_was_replaced_is_loaded_anew,
@@ -87,6 +88,19 @@ async fn a_nudge_is_looked_at_at_once(place: Place) {
         let snapshot = until(&feed, |s| s.revision == revision).await;
         assert_eq!(snapshot.subscriptions.len() as u64, revision);
     }
+}
+
+async fn a_change_holds_once_it_is_shown(place: Place) {
+    let store = place.open().await;
+    let feed = follow(&store, NEVER);
+    until(&feed, |_| true).await;
+    let stored = insert(&store, "a", "new").await;
+    let id = &stored.subscription.id;
+    let known = |snapshot: &Snapshot| snapshot.subscriptions.contains_key(id);
+    feed.shows(NEVER, known).await;
+    assert!(known(&feed.snapshot().unwrap()));
+    // What does not come is not waited for beyond the patience.
+    feed.shows(OFTEN, |_| false).await;
 }
 
 async fn an_empty_store_has_a_snapshot(place: Place) {
