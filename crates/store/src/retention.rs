@@ -62,8 +62,7 @@ impl Kept {
     }
 }
 
-/// Statements that each delete the oldest rows from before `$1`, at most `$2`; the last of them
-/// tells how many there were.
+/// Statements that each delete the oldest rows from before `$1`, at most `$2`.
 fn steps(kept: Kept) -> &'static [&'static str] {
     match kept {
         Kept::Events => &[
@@ -78,8 +77,13 @@ fn steps(kept: Kept) -> &'static [&'static str] {
             "DELETE FROM deliveries WHERE (id, day) IN (SELECT id, day \
              FROM deliveries WHERE accepted_at < $1 ORDER BY accepted_at, id LIMIT $2)",
         ],
-        Kept::DeadLetters => &["DELETE FROM dead_letters WHERE id IN (SELECT id \
-             FROM dead_letters WHERE died_at < $1 ORDER BY died_at, id LIMIT $2)"],
+        // Each of the two has an index of its own.
+        Kept::DeadLetters => &[
+            "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters \
+             WHERE document IS NOT NULL AND died_at < $1 ORDER BY died_at, id LIMIT $2)",
+            "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters \
+             WHERE document IS NULL AND died_at < $1 ORDER BY died_at, id LIMIT $2)",
+        ],
         Kept::Quarantine => &["DELETE FROM quarantine WHERE id IN (SELECT id \
              FROM quarantine WHERE first_seen < $1 ORDER BY first_seen, id LIMIT $2)"],
     }
@@ -107,7 +111,7 @@ impl Store {
             let mut lease = self.database().write().await?;
             let mut done = 0;
             for sql in steps(kept) {
-                done = sqlx::query(*sql)
+                done += sqlx::query(*sql)
                     .bind(before.saturating_mul(DAY))
                     .bind(STEP)
                     .execute(&mut *lease)

@@ -90,7 +90,9 @@ fn check(case: &str, plan: &[String]) {
         let reads_all = line.starts_with("SCAN ") && !line.contains(" USING ");
         // PostgreSQL the same; a sort of a handful of rows is none.
         let reads_all = reads_all || line.contains("Seq Scan");
-        let sorts = line.contains("TEMP B-TREE") && !text.contains("event_subjects");
+        // One page of events, or what one event has, is a handful too.
+        let few = text.contains("event_subjects") || text.contains("event_id=?");
+        let sorts = line.contains("TEMP B-TREE") && !few;
         let sorts = sorts || (line.contains("Sort  (") && !is_small(line));
         assert!(!reads_all && !sorts, "{case}: {line}\n{text}");
     }
@@ -108,11 +110,11 @@ fn is_small(line: &str) -> bool {
 
 async fn every_list_is_found_by_an_index(place: Place) {
     let store = filled(&place).await;
-    deliveries(&store).await;
+    deliveries(&store, place.settings.url.starts_with("sqlite:")).await;
     events(&store).await;
 }
 
-async fn deliveries(store: &Store) {
+async fn deliveries(store: &Store, sqlite: bool) {
     let states = [
         None,
         Some(DeliveryState::Dead),
@@ -172,6 +174,15 @@ async fn deliveries(store: &Store) {
                 );
                 for plan in plans {
                     check(&format!("{filter:?} {sight:?}"), &plan);
+                    if sqlite {
+                        // It has no statistics: what is rarest must be chosen for it.
+                        let rarest = match (&filter.event, &filter.subscription) {
+                            (Some(_), _) => "deliveries_of_event",
+                            (None, Some(_)) => "_of_subscription",
+                            (None, None) => "deliveries_",
+                        };
+                        assert!(plan[0].contains(rarest), "{filter:?}: {plan:?}");
+                    }
                     cases += 1;
                 }
             }

@@ -59,7 +59,7 @@ CREATE TABLE deliveries (
     last_status BIGINT,
     PRIMARY KEY (id, day)
 ) PARTITION BY RANGE (day);
-CREATE INDEX deliveries_of_event ON deliveries (event_id, accepted_at, id);
+CREATE INDEX deliveries_of_event ON deliveries (event_id, tenant, accepted_at, id);
 CREATE INDEX deliveries_by_time ON deliveries (accepted_at, id);
 CREATE INDEX deliveries_of_tenant ON deliveries (tenant, accepted_at, id);
 CREATE INDEX deliveries_of_subscription ON deliveries (subscription_id, accepted_at, id);
@@ -109,3 +109,6 @@ CREATE TABLE notices (
     document TEXT NOT NULL
 );
 CREATE INDEX notices_by_time ON notices (created_at, id);
+
+-- Tombstones are forgotten too, in their time.
+CREATE INDEX dead_letters_buried ON dead_letters (died_at, id) WHERE document IS NULL;

@@ -17,7 +17,7 @@ use crate::{
 
 const COLUMNS: &str = "SELECT id, event_id, subscription_id, tenant, kind, state, reason, \
     attempts, run, purpose, detail, clause, due, accepted_at, updated_at, last_status \
-    FROM deliveries WHERE 1 = 1";
+    FROM deliveries";
 
 impl Store {
     /// A page of deliveries, newest first.
@@ -64,7 +64,7 @@ impl Store {
         within(async {
             let mut statement = Statement::new(COLUMNS);
             statement
-                .text(" AND id = ")
+                .text(" WHERE id = ")
                 .value(id.as_str())?
                 .sight(sight)?
                 // The same id accepted again long after is another delivery: the newest is meant.
@@ -100,6 +100,39 @@ impl DeliveryFilter {
     pub(super) fn contradicts_itself(&self) -> bool {
         self.reason.is_some() && self.state.is_some_and(|state| state != DeliveryState::Dead)
     }
+
+    /// The state asked for. Only what died has a reason; saying so lets the dead be found by their
+    /// index.
+    fn standing(&self) -> Option<DeliveryState> {
+        self.state
+            .or_else(|| self.reason.map(|_| DeliveryState::Dead))
+    }
+
+    /// Names the index to go by, for SQLite: it knows nothing of how many rows there are of each,
+    /// and would take any. PostgreSQL has its statistics.
+    pub(super) fn index(&self, sight: &Sight) -> &'static str {
+        let by_state = self
+            .standing()
+            .is_some_and(|state| state != DeliveryState::Delivered);
+        let tenant = matches!(sight, Sight::Only(_));
+        if self.event.is_some() {
+            " INDEXED BY deliveries_of_event"
+        } else if self.subscription.is_some() && by_state {
+            " INDEXED BY deliveries_in_state_of_subscription"
+        } else if self.subscription.is_some() {
+            " INDEXED BY deliveries_of_subscription"
+        } else if by_state && tenant {
+            " INDEXED BY deliveries_in_state_of_tenant"
+        } else if by_state {
+            " INDEXED BY deliveries_in_state"
+        } else if self.kind.is_some() {
+            " INDEXED BY deliveries_of_kind"
+        } else if tenant {
+            " INDEXED BY deliveries_of_tenant"
+        } else {
+            " INDEXED BY deliveries_by_time"
+        }
+    }
 }
 
 /// The statement of the list.
@@ -110,6 +143,10 @@ fn list(
     wanted: &Wanted,
 ) -> Result<Statement, Error> {
     let mut statement = Statement::new(COLUMNS);
+    if sqlite {
+        statement.text(filter.index(sight));
+    }
+    statement.text(" WHERE 1 = 1");
     narrow(&mut statement, sqlite, sight, filter)?;
     if let Some(after) = &wanted.after {
         statement
@@ -135,20 +172,15 @@ pub(super) fn narrow(
     filter: &DeliveryFilter,
 ) -> Result<(), Error> {
     statement.sight(sight)?;
+    if let Some(event) = &filter.event {
+        statement.text(" AND event_id = ").value(event.as_str())?;
+    }
     if let Some(subscription) = &filter.subscription {
         statement
             .text(" AND subscription_id = ")
             .value(subscription.as_str())?;
     }
-    if let Some(event) = &filter.event {
-        statement.text(" AND event_id = ").value(event.as_str())?;
-    }
-    // Only what died has a reason; saying so lets the list of the dead be found by its index.
-    let state = match (filter.state, filter.reason) {
-        (None, Some(_)) => Some(DeliveryState::Dead),
-        (state, _) => state,
-    };
-    if let Some(state) = state {
+    if let Some(state) = filter.standing() {
         // In the text, because the indexes by state are partial: a planner must see the word.
         // SQLite wants the very words of the index; PostgreSQL would count them twice.
         statement
@@ -203,7 +235,7 @@ pub(super) async fn of_event(
 ) -> Result<Vec<DeliveryRow>, Error> {
     let mut statement = Statement::new(COLUMNS);
     statement
-        .text(" AND event_id = ")
+        .text(" WHERE event_id = ")
         .value(event.as_str())?
         .text(" AND tenant = ")
         .value(tenant.as_str())?

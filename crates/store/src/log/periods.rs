@@ -24,9 +24,13 @@ impl Store {
             return Ok(Vec::new());
         }
         within(async {
-            let mut statement =
-                Statement::new("SELECT day, state, COUNT(*) FROM deliveries WHERE 1 = 1");
-            narrow(&mut statement, self.database().is_sqlite(), sight, filter)?;
+            let sqlite = self.database().is_sqlite();
+            let mut statement = Statement::new("SELECT day, state, COUNT(*) FROM deliveries");
+            if sqlite {
+                statement.text(filter.index(sight));
+            }
+            statement.text(" WHERE 1 = 1");
+            narrow(&mut statement, sqlite, sight, filter)?;
             statement.text(" GROUP BY day, state");
             let rows: Vec<(i64, String, i64)> = self.database().rows(statement).await?;
             let mut periods: BTreeMap<Date, BTreeMap<DeliveryState, u64>> = BTreeMap::new();

@@ -394,12 +394,12 @@ fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
         | stage
 }
 
-fn has_payload(event: &Event) -> bool {
+pub(crate) fn has_payload(event: &Event) -> bool {
     event.data.is_some() || event.changes.is_some() || event.details.is_some()
 }
 
 /// The event without its payloads.
-fn bare(event: &Event) -> Event {
+pub(crate) fn bare(event: &Event) -> Event {
     Event {
         id: event.id.clone(),
         tenant: event.tenant.clone(),
