@@ -14,6 +14,7 @@ use minijinja::{
 use serde::de::IgnoredAny;
 
 mod dates;
+mod edited;
 mod raw;
 mod scope;
 
@@ -165,9 +166,16 @@ impl Engine {
             .and_then(|views| views.checked_add(frame.len()))
             .filter(|size| *size <= BODY_BYTES_MAX)
             .ok_or_else(too_large)?;
-        let checked = fill(&frame, FILLER, frame.len() + gaps * FILLER.len());
-        serde_json::from_slice::<IgnoredAny>(&checked)
-            .map_err(|error| format!("the body is not JSON: {error}"))?;
+        let is_json = |text: &[u8]| {
+            serde_json::from_slice::<IgnoredAny>(text)
+                .map(|_| ())
+                .map_err(|error| format!("the body is not JSON: {error}"))
+        };
+        if gaps == 0 {
+            is_json(&frame)?;
+            return Ok(frame);
+        }
+        is_json(&fill(&frame, FILLER, frame.len() + gaps * FILLER.len()))?;
         Ok(fill(&frame, view, size))
     }
 
@@ -205,9 +213,10 @@ impl Engine {
 }
 
 /// The filters that templates have; `safe` is not among them: nothing may leave unescaped.
-const FILTERS: [&str; 20] = [
+const FILTERS: [&str; 22] = [
     "abs",
     "date",
+    "dates",
     "default",
     "elements",
     "fields",
@@ -221,6 +230,7 @@ const FILTERS: [&str; 20] = [
     "length",
     "lower",
     "percent",
+    "put",
     "replace",
     "split",
     "string",
@@ -290,6 +300,7 @@ fn allow(environment: &mut Environment<'_>) {
     environment.add_filter("upper", filters::upper);
     environment.add_filter("elements", raw::elements);
     environment.add_filter("fields", raw::fields);
+    environment.add_filter("put", edited::put);
     environment.add_filter("percent", percent);
     environment.add_filter("string", raw::text_of);
     environment.add_test("defined", tests::is_defined);
@@ -352,10 +363,8 @@ fn joined(source: &str, is_body: bool) -> String {
     let mut rest = source;
     while let Some(c) = rest.chars().next() {
         let tag = TAGS.iter().find(|(open, _)| rest.starts_with(open));
-        // What is left open is the compiler's to tell.
         let length = if let Some((_, close)) = tag {
-            let end = rest.find(close).map(|at| at + close.len());
-            end.unwrap_or(rest.len())
+            tag_length(rest, close)
         } else if rest.starts_with("{#") {
             let end = rest.find("#}").map(|at| at + 2).unwrap_or(rest.len());
             comment(&mut joined, &rest[..end]);
@@ -373,6 +382,33 @@ fn joined(source: &str, is_body: bool) -> String {
         rest = &rest[length..];
     }
     joined
+}
+
+/// How long the tag is that `rest` begins with: braces and quotes within it do not end it. What is
+/// left open is as long as the rest.
+fn tag_length(rest: &str, close: &str) -> usize {
+    let mut quote = None;
+    let mut escaped = false;
+    let mut depth = 0u32;
+    for (at, c) in rest.char_indices().skip(2) {
+        if let Some(open) = quote {
+            if !escaped && c == open {
+                quote = None;
+            }
+            escaped = !escaped && c == '\\';
+            continue;
+        }
+        if depth == 0 && rest[at..].starts_with(close) {
+            return at + close.len();
+        }
+        match c {
+            '"' | '\'' => quote = Some(c),
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    rest.len()
 }
 
 fn comment(joined: &mut String, text: &str) {

@@ -14,7 +14,7 @@ use minijinja::{
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{GAP, written};
+use super::{GAP, edited::Edited, written};
 
 /// A JSON text, or a part of one.
 #[derive(Debug)]
@@ -49,6 +49,15 @@ impl Raw {
             whole: true,
             level: OnceLock::new(),
         })
+    }
+
+    /// The entries of an object, each value as published.
+    pub(super) fn entries(&self) -> Option<impl Iterator<Item = (&str, &str)>> {
+        let Level::Object(entries) = self.level() else {
+            return None;
+        };
+        let text = |at: &Range<usize>| self.text.get(at.clone()).unwrap_or("null");
+        Some(entries.iter().map(move |(key, at)| (&**key, text(at))))
     }
 
     fn part(text: &Arc<str>, at: Range<usize>) -> Value {
@@ -140,6 +149,8 @@ fn natural(text: &Arc<str>, at: Range<usize>) -> Value {
         b"null" => Value::from(()),
         b"true" => true.into(),
         b"false" => false.into(),
+        // Without escapes the text stands between the quotes as it is.
+        [b'"', text @ .., b'"'] if !text.contains(&b'\\') => part[1..part.len() - 1].into(),
         [b'"', ..] => match serde_json::from_str::<String>(part) {
             Ok(unescaped) => unescaped.into(),
             // A lone surrogate is no text; it can still be sent on.
@@ -216,6 +227,9 @@ pub(super) fn write_json(out: &mut Output<'_>, value: &Value, depth: usize) -> R
             out.write_str(raw.get())
         });
     }
+    if let Some(edited) = value.downcast_object_ref::<Edited>() {
+        return edited.write(out, depth - 1);
+    }
     if value.is_safe() {
         // A block that was captured has been escaped where it was written.
         return written(out.write_str(value.as_str().unwrap_or_default()));
@@ -288,7 +302,7 @@ pub(super) fn write_text(out: &mut Output<'_>, value: &Value) -> Result<(), Erro
     }
 }
 
-fn write_string(out: &mut Output<'_>, text: &str) -> fmt::Result {
+pub(super) fn write_string(out: &mut Output<'_>, text: &str) -> fmt::Result {
     out.write_char('"')?;
     let mut rest = text;
     while let Some(at) = rest.find(|c| c < ' ' || c == '"' || c == '\\') {

@@ -138,6 +138,50 @@ fn line_breaks_are_for_the_reader() {
 }
 
 #[test]
+fn an_object_is_edited_where_it_stands() {
+    let view = r#"{"z": 1.10, "a" : "é\u00e9", "d": "2026-03-01 10:00:00", "n": null}"#;
+    makes(
+        "{{ view|put({'a': 'new', 'x': {'b': 1, 'a': 2}}, {'y': view.z}, without=['n', 'q']) }}",
+        view,
+        r#"{"z":1.10,"a":"new","d":"2026-03-01 10:00:00","x":{"b":1,"a":2},"y":1.10}"#,
+    );
+    makes(
+        "{{ view|put(without=['z', 'd', 'n'])|put({'z': 1}) }}",
+        view,
+        r#"{"a":"é\u00e9","z":1}"#,
+    );
+    makes(
+        "{{ view|dates(['x', 'n', 'd'], '%H:%M', 'Asia/Tokyo') }}",
+        view,
+        r#"{"d":"19:00"}"#,
+    );
+    makes(
+        "{% set e = view|put({'s': 't'}) %}{{ [e.s, e.z, e.q is undefined, 'a' in e, e|length] }}",
+        view,
+        r#"["t",1.10,true,true,5]"#,
+    );
+    fails("{{ 7|put({}) }}", view, "`put` needs an object");
+    fails("{{ view.d|put({}) }}", view, "`put` needs an object");
+    fails("{{ view|put(7) }}", view, "`put` takes objects");
+    fails("{{ view|put(withot=[]) }}", view, "withot");
+    fails("{{ view|put({'a': view.q}) }}", view, "undefined");
+}
+
+#[test]
+fn a_tag_ends_where_its_braces_and_quotes_do() {
+    makes(
+        "\n{{ {'a': {'b': {'c': 1}}} }}\n",
+        "{}",
+        r#"{"a":{"b":{"c":1}}}"#,
+    );
+    makes(
+        "\n{{ [\n'}}', \"%}\\\"}}\"\n] }}\n",
+        "{}",
+        r#"["}}","%}\"}}"]"#,
+    );
+}
+
+#[test]
 fn what_is_no_json_is_not_sent() {
     for source in [
         "{\"a\":}",
