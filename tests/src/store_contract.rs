@@ -8,6 +8,7 @@ mod access;
 mod away;
 mod claims;
 mod dead_letters;
+mod expunge;
 mod failing;
 mod feed;
 mod jobs;

@@ -59,6 +59,9 @@ struct Shown<'a> {
     accepted_at: Timestamp,
     died_at: Timestamp,
     history: &'a [AttemptRecord],
+    /// When its event's payloads were expunged: it cannot be redriven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expunged_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<&'a Event>,
 }
@@ -80,6 +83,7 @@ impl<'a> Shown<'a> {
             accepted_at: letter.accepted_at,
             died_at: letter.died_at,
             history: &letter.history,
+            expunged_at: letter.expunged_at,
             event: None,
         }
     }

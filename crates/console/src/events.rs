@@ -77,6 +77,9 @@ struct Whole<'a> {
     bytes: u64,
     /// Whether the payload that was published is still here.
     archived: bool,
+    /// When it was expunged, where it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expunged_at: Option<Timestamp>,
     /// When the same id was accepted before, after the earlier one was forgotten as a duplicate.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     earlier: Vec<Timestamp>,
@@ -127,6 +130,7 @@ async fn show(caller: Caller, State(app): State<Arc<App>>, id: Id, uri: Uri) -> 
         revision: record.revision,
         bytes: record.bytes,
         archived: is_archived(record),
+        expunged_at: record.expunged_at,
         earlier,
         subscriptions,
         more: more || more_matched,
@@ -154,6 +158,9 @@ fn one_tenant(records: &[EventRecord]) -> Answer<(&EventRecord, Vec<Timestamp>)>
 /// Whether the record still holds all of what was published. A deletion may have had nothing but
 /// its subject; its size tells.
 pub(crate) fn is_archived(record: &EventRecord) -> bool {
+    if record.expunged_at.is_some() {
+        return false;
+    }
     let event = &record.event;
     if event.data.is_some() || event.changes.is_some() || event.details.is_some() {
         return true;

@@ -19,6 +19,7 @@ mod jobs;
 mod quarantine;
 mod redrive;
 mod retry;
+mod subjects;
 mod subscriptions;
 mod tokens;
 
@@ -62,6 +63,7 @@ pub fn router(state: State) -> Router {
         .merge(deliveries::routes())
         .merge(dead_letters::routes())
         .merge(jobs::routes())
+        .merge(subjects::routes())
         .merge(quarantine::routes())
         .merge(tokens::routes())
         .merge(catalogue::routes())

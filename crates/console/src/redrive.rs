@@ -116,6 +116,10 @@ impl Redrives {
 
     /// Redrives a letter, for who holds the turn.
     pub(crate) async fn redrive(&self, sight: &Sight, letter: &DeadLetter) -> Answer<Redriven> {
+        if letter.expunged_at.is_some() {
+            let detail = "its event's payloads were expunged; there is nothing to deliver";
+            return Ok(Redriven::Stays(conflict("expunged", detail)));
+        }
         let now = Timestamp::now();
         let again = Again::of(letter);
         let revision = match self.can_go(sight, &again, now).await? {

@@ -25,6 +25,7 @@ use super::*;
 mod dialects;
 mod jobs;
 mod remembered;
+mod subjects;
 mod vcita;
 
 /// A broker that takes everything, or nothing.
@@ -238,6 +239,7 @@ fn dead_letter(subscription: &str, tenant: &str, event: &str, expires: Option<&s
         accepted_at: now,
         history: Vec::new(),
         event: Arc::new(event),
+        expunged_at: None,
     }
 }
 
@@ -415,6 +417,7 @@ async fn every_route_asks_for_its_scope() {
         ("POST", "/v1/subscriptions/x/replay", "manage"),
         ("POST", "/v1/dead-letters/x/redrive", "manage"),
         ("DELETE", "/v1/dead-letters/x", "manage"),
+        ("DELETE", "/v1/subjects/client/x?tenant=a", "manage"),
         ("POST", "/v1/quarantine/x/release", "manage"),
         ("GET", "/v1/tokens", "admin"),
         ("POST", "/v1/tokens", "admin"),

@@ -121,6 +121,7 @@ impl Delivery {
             accepted_at: self.accepted_at,
             history: self.to.history.clone(),
             event: self.event.clone(),
+            expunged_at: None,
         };
         let body = serde_json::to_vec(&letter)?;
         let mut parcel = Parcel::json(Route::Dead, letter.id.as_str(), body);

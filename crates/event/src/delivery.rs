@@ -179,6 +179,9 @@ pub struct DeadLetter {
     pub history: Vec<AttemptRecord>,
     /// The event itself, so that a redrive needs nothing else.
     pub event: Arc<Event>,
+    /// When its event's payloads were expunged: it cannot be redriven any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expunged_at: Option<Timestamp>,
 }
 
 #[cfg(test)]

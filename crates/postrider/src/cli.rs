@@ -73,6 +73,9 @@ pub(crate) enum Command {
     /// Replays and redrives: how far they are
     #[command(subcommand)]
     Jobs(Jobs),
+    /// Resources that events are about
+    #[command(subcommand)]
+    Subjects(Subjects),
     /// Messages that could never be processed
     #[command(subcommand)]
     Quarantine(Quarantine),
@@ -655,6 +658,22 @@ pub(crate) enum Tokens {
         id: String,
         #[command(flatten)]
         remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Subjects {
+    /// Expunges the payloads of one resource from archive, log, dead letters and what is held
+    Forget {
+        /// The part of an event's type before the dot, such as `client`
+        entity: String,
+        /// Its id, as `subject` or `data.id` of its events
+        id: String,
+        /// Whose it is; needed where the token is bound to no tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        listing: Listing,
     },
 }
 

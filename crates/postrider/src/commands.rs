@@ -6,6 +6,7 @@ mod dialects;
 mod events;
 mod jobs;
 mod local;
+mod subjects;
 mod subscriptions;
 mod tokens;
 
@@ -107,6 +108,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Jobs(options) => {
             let settings = settings(&global)?;
             block_on(jobs::run(&settings, options))
+        }
+        Command::Subjects(options) => {
+            let settings = settings(&global)?;
+            block_on(subjects::run(&settings, options))
         }
         Command::Quarantine(options) => {
             let settings = settings(&global)?;

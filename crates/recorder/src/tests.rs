@@ -356,6 +356,7 @@ fn dead(archived: &Archived, to: &SubscriptionId) -> DeadLetter {
         accepted_at: entry.accepted_at,
         history: Vec::new(),
         event: Arc::clone(&archived.event),
+        expunged_at: None,
     }
 }
 

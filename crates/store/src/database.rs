@@ -84,6 +84,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0003_claims"),
     step!("0004_jobs"),
     step!("0005_held"),
+    step!("0006_expunged"),
 ];
 
 /// An open database.

@@ -253,6 +253,7 @@ fn candidate(
         }),
         letter: None,
         held: Some(to.purpose),
+        expunged: false,
         event: item.event,
     })
 }

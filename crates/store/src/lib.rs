@@ -16,13 +16,14 @@ mod database;
 mod dead_letters;
 pub mod dedup;
 mod error;
+mod expunge;
+mod failing;
 pub mod feed;
 mod held;
 pub mod jobs;
 mod keyring;
 mod location;
 pub mod log;
-mod failing;
 mod notices;
 mod quarantine;
 mod retention;
@@ -51,11 +52,12 @@ use crate::{
 };
 pub use crate::{
     error::Error,
+    expunge::{Expunged, Resource},
+    failing::Judged,
     log::{
         DeliveryFilter, DeliveryRecord, DeliveryRow, EventFilter, EventRecord, EventRow,
         LoggedAttempt, Period, PeriodCount, Recorded,
     },
-    failing::Judged,
     notices::Notice,
     retention::Kept,
 };

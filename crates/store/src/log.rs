@@ -10,6 +10,9 @@ pub(crate) mod health;
 mod periods;
 mod record;
 
+pub(crate) use events::Whole;
+pub(crate) use record::{bare, has_payload};
+
 use std::collections::BTreeMap;
 
 use event::{
@@ -164,6 +167,9 @@ pub struct EventRow {
     pub bytes: u64,
     /// The subscriptions that matched.
     pub matched: Vec<SubscriptionId>,
+    /// When its payloads were expunged, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expunged_at: Option<Timestamp>,
 }
 
 /// An event and what became of it.
@@ -180,6 +186,9 @@ pub struct EventRecord {
     pub bytes: u64,
     /// The subscriptions that matched.
     pub matched: Vec<SubscriptionId>,
+    /// When its payloads were expunged, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expunged_at: Option<Timestamp>,
     /// Its deliveries, at most [`EVENT_DELIVERIES_MAX`].
     pub deliveries: Vec<DeliveryRow>,
 }

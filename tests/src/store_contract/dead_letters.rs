@@ -63,6 +63,7 @@ pub(super) fn letter(of: &str, n: i32) -> DeadLetter {
             response: Some("busy \\x00".into()),
         }],
         event: Arc::new(event),
+        expunged_at: None,
     }
 }
 

@@ -117,6 +117,7 @@ fn letter(of: &str, n: i64, to: u32) -> DeadLetter {
         accepted_at: at(n) - 1.hour(),
         history: Vec::new(),
         event,
+        expunged_at: None,
     }
 }
 

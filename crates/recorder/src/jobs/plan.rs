@@ -141,7 +141,8 @@ fn next_run(candidate: &Candidate, now: Timestamp) -> Option<u32> {
         return Some(run);
     }
     let whole = candidate.letter.is_some() || is_whole(&candidate.event, candidate.bytes);
-    if expired || !whole || standing.is_some_and(|standing| is_on_its_way(&standing, now)) {
+    let under_way = standing.is_some_and(|standing| is_on_its_way(&standing, now));
+    if candidate.expunged || expired || !whole || under_way {
         return None;
     }
     // Never 0, which is the router's: a first delivery long after is no measure of speed.

@@ -234,6 +234,7 @@ impl House {
                 accepted_at: now(),
                 history: Vec::new(),
                 event,
+                expunged_at: None,
             }
         };
         let letters: Vec<_> = (0..count).map(letter).collect();

@@ -6,7 +6,6 @@ use std::{collections::HashMap, sync::Arc};
 use event::{
     DeadLetterId, DeliveryId, Event, SubscriptionId, Tenant,
     delivery::{DeadLetter, Purpose},
-    log::Archived,
     reason::DeliveryState,
     selector::Selector,
 };
@@ -17,7 +16,7 @@ use crate::{
     Error, Paging, Sight, Store,
     cursor::{Cursor, Wanted},
     database::{Statement, within},
-    log::day_of,
+    log::{Whole, day_of},
     time,
 };
 
@@ -47,6 +46,8 @@ pub struct Candidate {
     pub letter: Option<DeadLetterId>,
     /// Of one that is held: why it was made.
     pub held: Option<Purpose>,
+    /// Whether its payloads were expunged: it cannot be sent.
+    pub expunged: bool,
 }
 
 /// How a delivery stands.
@@ -92,7 +93,7 @@ impl Store {
         within(async {
             let mut statement = Statement::new(
                 "SELECT COUNT(*), COUNT(whole) FROM (SELECT CASE WHEN payload IS NOT NULL \
-                 OR (kind LIKE '%.deleted' AND LENGTH(document) >= bytes) THEN 1 END AS whole FROM events WHERE tenant = ",
+                 OR (expunged_at IS NULL AND kind LIKE '%.deleted' AND LENGTH(document) >= bytes) THEN 1 END AS whole FROM events WHERE tenant = ",
             );
             statement.value(tenant.as_str())?;
             listens(&mut statement, selectors)?;
@@ -154,10 +155,10 @@ impl Store {
         };
         let since = filter.since.unwrap_or(Timestamp::MIN);
         let page = self
-            .events_since(tenant, selectors, since, filter.until, &paging)
+            .walk_archive(tenant, selectors, (since, filter.until), &paging)
             .await?;
-        let wanted = |archived: &Archived| is_wanted(filter, &archived.event);
-        let found: Vec<Archived> = page.items.into_iter().filter(wanted).collect();
+        let wanted = |archived: &Whole| is_wanted(filter, &archived.event);
+        let found: Vec<Whole> = page.items.into_iter().filter(wanted).collect();
         let ids: Vec<(DeliveryId, Timestamp)> = found
             .iter()
             .map(|archived| {
@@ -166,7 +167,7 @@ impl Store {
             })
             .collect();
         let standings = self.standings(&ids).await?;
-        let candidate = |(archived, (delivery, _)): (Archived, (DeliveryId, Timestamp))| {
+        let candidate = |(archived, (delivery, _)): (Whole, (DeliveryId, Timestamp))| {
             let at = time::write(archived.accepted_at);
             let place = Cursor {
                 at,
@@ -180,7 +181,8 @@ impl Store {
                 standing: standings.get(&(delivery, day_of(at))).copied(),
                 letter: None,
                 held: None,
-                event: archived.event,
+                expunged: archived.expunged_at.is_some(),
+                event: archived.event.into(),
             }
         };
         Ok(Walked {
@@ -356,6 +358,7 @@ fn from_letter(letter: DeadLetter, died_at: i64, bytes: usize) -> Candidate {
         }),
         letter: Some(letter.id),
         held: None,
+        expunged: letter.expunged_at.is_some(),
         event: letter.event,
     }
 }

@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// Without payload: a list must not fetch what it does not show.
-const ROWS: &str = "SELECT id, tenant, accepted_at, revision, bytes, matched, document, expunged_at FROM events";
+const ROWS: &str =
+    "SELECT id, tenant, accepted_at, revision, bytes, matched, document, expunged_at FROM events";
 /// With payload, where there is one.
 const WHOLE: &str = "SELECT id, tenant, accepted_at, revision, bytes, matched, \
     COALESCE(payload, document), expunged_at FROM events";

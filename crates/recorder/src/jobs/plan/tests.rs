@@ -22,6 +22,7 @@ fn candidate(n: u32, more: &str) -> Candidate {
         standing: None,
         letter: None,
         held: None,
+        expunged: false,
     }
 }
 
