@@ -12,6 +12,7 @@ mod caller;
 mod catalogue;
 mod dead_letters;
 mod deliveries;
+mod description;
 mod events;
 mod explain;
 mod form;
@@ -67,6 +68,7 @@ pub fn router(state: State) -> Router {
         .merge(quarantine::routes())
         .merge(tokens::routes())
         .merge(catalogue::routes())
+        .merge(description::routes())
         .with_state(app)
 }
 

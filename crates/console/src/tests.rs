@@ -22,6 +22,7 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod description;
 mod dialects;
 mod jobs;
 mod remembered;
