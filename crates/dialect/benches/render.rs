@@ -67,7 +67,7 @@ fn run(bencher: Bencher<'_, '_>, dialects: &Dialects, event: &Event, to: &Subscr
     });
 }
 
-#[divan::bench(args = [
+#[divan::bench(sample_count = 5000, args = [
     "standard", "vikappointments", "vcita", "vagaro", "ssa", "cloudevents", "cloudevents, binary",
 ])]
 fn a_record_of_1_kib(bencher: Bencher<'_, '_>, dialect: &str) {
@@ -80,7 +80,7 @@ fn a_record_of_1_kib(bencher: Bencher<'_, '_>, dialect: &str) {
     run(bencher, &dialects, &event, &subscription(fields));
 }
 
-#[divan::bench(args = [
+#[divan::bench(sample_count = 5000, args = [
     ("vikappointments", "appointments.save"), ("vikappointments", "appointments.delete"),
     ("vikappointments", "custom:{event}"), ("vcita", "client/created"), ("vagaro", "appointment"),
     ("vagaro", "formResponse"), ("zaui", "Bookings/Creation"), ("ssa", "appointment_booked"),
@@ -92,7 +92,7 @@ fn the_seeds_own_samples(bencher: Bencher<'_, '_>, (dialect, word): (&str, &str)
 }
 
 /// The view is copied, never parsed: its size costs a copy.
-#[divan::bench(args = ["standard", "vikappointments"])]
+#[divan::bench(sample_count = 5000, args = ["standard", "vikappointments"])]
 fn a_record_of_200_kib(bencher: Bencher<'_, '_>, dialect: &str) {
     let dialects = Dialects::builtin();
     let rows: Vec<Value> = (0..200).map(|_| record()).collect();

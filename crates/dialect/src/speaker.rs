@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use event::{Event, Subscription, filter::Stopped, subscription::View};
+use event::{Event, Subscription, filter::Stopped, redact::Redaction, subscription::View};
 use minijinja::Value;
 
 use crate::{
@@ -29,6 +29,8 @@ pub struct Speaker {
     subscription: Value,
     attributes: Value,
     parameters: Value,
+    /// What the subscriber does not want to get.
+    redaction: Option<Arc<Redaction>>,
     /// Events that other dialects have as examples, one of each type.
     pool: Arc<[Event]>,
 }
@@ -142,6 +144,7 @@ impl Speaker {
                 attributes.map(|(name, value)| (name.clone(), Value::from(value.as_str()))),
             ),
             parameters: Value::from_pairs(texts),
+            redaction: Redaction::of(&subscription.redact).map(Arc::new),
             pool,
             dialect,
         }
@@ -177,13 +180,29 @@ impl Speaker {
         let said = self
             .say(event)
             .map_err(|stopped| RenderError::NotSaid(stopped.detail))?;
+        // From here on nobody sees what goes, whatever a template asks for. What the event is
+        // called was judged on all of it.
+        let Some(redaction) = &self.redaction else {
+            return self.write(&said, event, loaded);
+        };
+        let loaded = loaded.map(|(view, raw)| (view, redaction.view(view, raw)));
+        let loaded = loaded.as_ref().map(|(view, raw)| (*view, &**raw));
+        self.write(&said, &redaction.event(event), loaded)
+    }
+
+    fn write(
+        &self,
+        said: &Said<'_>,
+        event: &Event,
+        loaded: Loaded<'_>,
+    ) -> Result<Rendered, RenderError> {
         let body = self.body(said.word).ok_or(RenderError::NothingToSend)?;
         let (view, view_sent) = match (&body.content, loaded) {
             (Content::Of(Of::Subject), _) => (by_subject(event)?.into(), View::Full),
             (_, Some((view, text))) => (text.get().into(), view),
             _ => view_or_less(event, said.word.view(self.wanted))?,
         };
-        let scope = || self.scope(&said, event, &view);
+        let scope = || self.scope(said, event, &view);
         let engine = &self.dialect.engine;
         let (bytes, scope) = match &body.content {
             Content::Of(_) => {
@@ -205,7 +224,7 @@ impl Speaker {
         let mut seen = scope;
         for (name, template) in templates {
             let scope = seen
-                .get_or_insert_with(|| self.scope(&said, event, &view))
+                .get_or_insert_with(|| self.scope(said, event, &view))
                 .clone();
             let value = engine
                 .header(template, scope)

@@ -32,8 +32,11 @@ fn date(value: &Value, form: &str, zone: &TimeZone) -> Result<Value, Error> {
     if is_empty(&value) {
         return Ok(value);
     }
-    let zoned = Zoned::new(parsed(&value)?, zone.clone());
-    strtime::format(form, &zoned)
+    let time = parsed(&value)?;
+    if form == PLAIN {
+        return Ok(plain_text(zone.to_datetime(time)).into());
+    }
+    strtime::format(form, &Zoned::new(time, zone.clone()))
         .map(Value::from)
         .map_err(|error| bad(format!("the form `{form}` cannot be written: {error}")))
 }
@@ -133,6 +136,21 @@ fn plain_civil(text: &str) -> Option<DateTime> {
         0,
     )
     .ok()
+}
+
+/// The form that most platforms write, which is worth a shorter way.
+const PLAIN: &str = "%Y-%m-%d %H:%M:%S";
+
+fn plain_text(civil: DateTime) -> String {
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
+        civil.year(),
+        civil.month(),
+        civil.day(),
+        civil.hour(),
+        civil.minute(),
+        civil.second()
+    )
 }
 
 fn shown(value: &Value) -> String {

@@ -19,46 +19,54 @@ use super::{
 /// An object whose entries have an order.
 #[derive(Debug, Default)]
 pub(super) struct Edited {
-    entries: Vec<(Box<str>, Entry)>,
+    /// The object that was published.
+    own: Option<Arc<Raw>>,
+    entries: Vec<Entry>,
 }
 
 #[derive(Debug, Clone)]
 enum Entry {
-    /// As it was published.
-    Published(Box<str>),
-    Put(Value),
+    /// The published object's, by its place.
+    Own(usize),
+    Put(Box<str>, Value),
 }
 
 /// `object|put(map, …, without=[keys])`: the object with the keys taken out, and the entries of the
 /// maps in the place of those of the same name, or else at the end.
 pub(super) fn put(object: &Value, maps: Rest<Value>, options: Kwargs) -> Result<Value, Error> {
-    let without: Option<Vec<String>> = options.get("without")?;
+    let without: Option<Vec<Value>> = options.get("without")?;
     options.assert_all_used()?;
     let without = without.unwrap_or_default();
-    let stays = |key: &str| !without.iter().any(|out| out == key);
+    let stays = |key: &str| !without.iter().any(|out| out.as_str() == Some(key));
     let mut edited = Edited::default();
-    if let Some(own) = object.downcast_object_ref::<Edited>() {
-        let entries = own.entries.iter().filter(|(key, _)| stays(key));
-        edited.entries.extend(entries.cloned());
-    } else if let Some(entries) = object.downcast_object_ref::<Raw>().and_then(Raw::entries) {
-        edited.entries.reserve(32);
-        for (key, text) in entries.filter(|(key, _)| stays(key)) {
-            edited
-                .entries
-                .push((key.into(), Entry::Published(text.into())));
-        }
+    if let Some(before) = object.downcast_object_ref::<Edited>() {
+        edited.own.clone_from(&before.own);
+        let entries = before.entries.iter();
+        let entries = entries.filter(|entry| stays(before.key(entry))).cloned();
+        edited.entries.extend(entries);
+    } else if let Some(raw) = object.downcast_object::<Raw>()
+        && let Some(entries) = raw.entries()
+    {
+        let staying = entries.enumerate().filter(|(_, (key, _))| stays(key));
+        edited.entries.extend(staying.map(|(n, _)| Entry::Own(n)));
+        edited.own = Some(raw.clone());
     } else {
         return Err(no_object(
             "`put` needs an object of the event, such as `view`",
         ));
     }
     for map in maps.iter() {
-        if map.kind() != ValueKind::Map {
+        if let Some(map) = map.downcast_object_ref::<Edited>() {
+            for entry in &map.entries {
+                edited.set(map.key(entry), map.value(entry));
+            }
+        } else if map.kind() == ValueKind::Map {
+            for key in map.try_iter()? {
+                let value = map.get_item(&key)?;
+                edited.set(&key.to_string(), value);
+            }
+        } else {
             return Err(no_object("`put` takes objects to put in"));
-        }
-        for key in map.try_iter()? {
-            let value = map.get_item(&key)?;
-            edited.set(&key.to_string(), value);
         }
     }
     Ok(Value::from_object(edited))
@@ -71,38 +79,55 @@ fn no_object(reason: &'static str) -> Error {
 impl Edited {
     /// Adds an entry at the end.
     pub(super) fn push(&mut self, key: &str, value: Value) {
-        self.entries.push((key.into(), Entry::Put(value)));
+        self.entries.push(Entry::Put(key.into(), value));
     }
 
     fn set(&mut self, key: &str, value: Value) {
-        match self.entries.iter_mut().find(|(known, _)| **known == *key) {
-            Some((_, entry)) => *entry = Entry::Put(value),
+        let place = self.entries.iter().position(|entry| self.key(entry) == key);
+        match place.and_then(|place| self.entries.get_mut(place)) {
+            Some(entry) => *entry = Entry::Put(key.into(), value),
             None => self.push(key, value),
+        }
+    }
+
+    fn published(&self, place: usize) -> (&str, &str) {
+        let own = self.own.as_deref().and_then(|own| own.entry(place));
+        own.unwrap_or(("", "null"))
+    }
+
+    fn key<'e>(&'e self, entry: &'e Entry) -> &'e str {
+        match entry {
+            Entry::Own(place) => self.published(*place).0,
+            Entry::Put(key, _) => key,
+        }
+    }
+
+    fn value(&self, entry: &Entry) -> Value {
+        match entry {
+            Entry::Own(place) => Raw::value(self.published(*place).1),
+            Entry::Put(_, value) => value.clone(),
         }
     }
 
     pub(super) fn write(&self, out: &mut Output<'_>, depth: usize) -> Result<(), Error> {
         written(out.write_char('{'))?;
-        for (n, (key, entry)) in self.entries.iter().enumerate() {
+        for (n, entry) in self.entries.iter().enumerate() {
             if n > 0 {
                 written(out.write_char(','))?;
             }
-            written(write_string(out, key))?;
+            written(write_string(out, self.key(entry)))?;
             written(out.write_char(':'))?;
             match entry {
-                Entry::Published(text) => written(out.write_str(text))?,
-                Entry::Put(value) => write_json(out, value, depth)?,
+                Entry::Own(place) => written(out.write_str(self.published(*place).1))?,
+                Entry::Put(_, value) => write_json(out, value, depth)?,
             }
         }
         written(out.write_char('}'))
     }
 
     fn find(&self, key: &str) -> Option<Value> {
-        let (_, entry) = self.entries.iter().find(|(known, _)| **known == *key)?;
-        Some(match entry {
-            Entry::Published(text) => Raw::value(text),
-            Entry::Put(value) => value.clone(),
-        })
+        let entry = self.entries.iter().find(|entry| self.key(entry) == key)?;
+        Some(self.value(entry))
     }
 }
 
@@ -116,7 +141,7 @@ impl Object for Edited {
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let keys = self.entries.iter().map(|(key, _)| Value::from(&**key));
+        let keys = self.entries.iter().map(|entry| self.key(entry).into());
         let keys: Vec<Value> = keys.collect();
         Enumerator::Iter(Box::new(keys.into_iter()))
     }

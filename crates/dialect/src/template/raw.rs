@@ -60,6 +60,15 @@ impl Raw {
         Some(entries.iter().map(move |(key, at)| (&**key, text(at))))
     }
 
+    /// An entry of an object, by its place.
+    pub(super) fn entry(&self, place: usize) -> Option<(&str, &str)> {
+        let Level::Object(entries) = self.level() else {
+            return None;
+        };
+        let (key, at) = entries.get(place)?;
+        Some((&**key, self.text.get(at.clone())?))
+    }
+
     fn part(text: &Arc<str>, at: Range<usize>) -> Value {
         Value::from_object(Self {
             text: text.clone(),
