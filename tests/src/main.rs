@@ -14,6 +14,7 @@ mod intake;
 mod life;
 mod loaders;
 mod log;
+mod openapi;
 mod recorder;
 mod remembers;
 mod replay;

@@ -89,6 +89,18 @@ pub(crate) async fn attempt(
     run(command).await
 }
 
+/// Calls an API as its own OpenAPI document describes it.
+pub(crate) fn schemathesis() -> Command {
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let mut command = Command::new(installed("py/bin/schemathesis", "python"));
+    command
+        .env("PYTHONPATH", clients)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("SCHEMATHESIS_HOOKS", "openapi_hooks")
+        .stdin(Stdio::null());
+    command
+}
+
 /// A path in `target/tools`, where `deploy/install` puts what the tests need.
 fn installed(path: &str, part: &str) -> PathBuf {
     let profile = profile_folder();
