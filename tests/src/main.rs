@@ -10,6 +10,7 @@ mod dialects;
 mod duplicates;
 mod faults;
 mod filters;
+mod forgets;
 mod intake;
 mod life;
 mod loaders;

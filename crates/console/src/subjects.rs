@@ -63,6 +63,11 @@ async fn forget(
         // Another tenant's resource is like one that never was.
         return Ok(Json(Expunged::default()).into_response());
     };
+    // The synonym that services know the customer by; admission takes it for the same.
+    let entity = match entity.as_str() {
+        "client" => "customer".to_owned(),
+        _ => entity,
+    };
     let resource = Resource { tenant, entity, id };
     let store = app.store.clone();
     // On its own feet: who hangs up, or waits no longer, has asked for it all the same.

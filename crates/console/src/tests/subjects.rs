@@ -99,6 +99,26 @@ async fn only_ones_own_tenant_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_client_is_the_customer_that_admission_makes_of_it() {
+    let api = api().await;
+    let subscription = api.subscribe("a").await["id"].clone();
+    let mut letter = dead_letter(subscription.as_str().unwrap(), "a", "e1", None);
+    let event = json!({"id": "e1", "tenant": "a", "type": "client.updated", "data": {"id": "7"}});
+    let envelope = Envelope {
+        now: Timestamp::now(),
+        message_id: None,
+        tenant: None,
+        fresh_id: None,
+    };
+    letter.event = Arc::new(admit(event.to_string().as_bytes(), &envelope).unwrap());
+    letter.kind = letter.event.kind.clone();
+    api.store.record_dead(&[letter]).await.unwrap();
+    let path = "/v1/subjects/client/7?tenant=a";
+    let done = api.admin("DELETE", path, None).await.expect(200).json();
+    assert_eq!(done["dead_letters"], 1);
+}
+
+#[tokio::test]
 async fn what_cannot_be_a_resource_is_refused() {
     let api = api().await;
     let long = format!("/v1/subjects/payment/{}?tenant=a", "x".repeat(513));
