@@ -17,6 +17,7 @@ mod loaders;
 mod log;
 mod openapi;
 mod recorder;
+mod redacts;
 mod remembers;
 mod replay;
 mod retries;

@@ -14,6 +14,7 @@ pub mod filter;
 pub mod id;
 pub mod log;
 pub mod reason;
+pub mod redact;
 pub mod retry;
 mod scan;
 pub mod secret;

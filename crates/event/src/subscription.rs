@@ -54,7 +54,7 @@ pub struct Subscription {
     pub headers: BTreeMap<String, String>,
     /// Free words that dialects may use (`site_name`, …).
     pub attributes: BTreeMap<String, String>,
-    /// Pointers to what is left out of what is sent. Reserved: empty until it exists.
+    /// Pointers to what is left out of what is sent, see [`crate::redact`].
     #[serde(default)]
     pub redact: Vec<String>,
     /// How it is sent.

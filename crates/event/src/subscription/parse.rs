@@ -18,6 +18,7 @@ use crate::{
     fault::{Fault, Refusal, did_you_mean, nearest, sentence, shown},
     filter::Filter,
     id::{SubscriptionId, Tenant},
+    redact,
     retry::RetryPolicy,
     scan,
     secret::{SigningKey, SigningKind},
@@ -121,7 +122,7 @@ pub fn parse_new(
                 view: draft.view,
                 headers: draft.headers,
                 attributes: draft.attributes,
-                redact: Vec::new(),
+                redact: draft.redact,
                 delivery: draft.delivery,
                 state: SubscriptionState::Active,
                 disabled_reason: None,
@@ -205,6 +206,7 @@ pub fn parse_patch(
             view: draft.view,
             headers: draft.headers,
             attributes: draft.attributes,
+            redact: draft.redact,
             delivery: draft.delivery,
             updated_at: now,
             ..current.clone()
@@ -362,6 +364,7 @@ struct Draft {
     view: View,
     headers: BTreeMap<String, String>,
     attributes: BTreeMap<String, String>,
+    redact: Vec<String>,
     delivery: DeliverySpec,
 }
 
@@ -556,9 +559,10 @@ impl<'r> Form<'r> {
             Some(value) => self.attributes(value),
             None => Some(BTreeMap::new()),
         };
-        if let Some(value) = written.get("redact") {
-            self.redact(value);
-        }
+        let redact = match written.get("redact") {
+            Some(value) => self.redact(value),
+            None => Vec::new(),
+        };
         let usual = words.as_ref().map(|words| words.delivery.clone());
         let usual = usual.unwrap_or_default();
         let delivery = match written.get("delivery") {
@@ -574,6 +578,7 @@ impl<'r> Form<'r> {
             view: view?,
             headers: headers?,
             attributes: attributes?,
+            redact,
             delivery: delivery?,
         })
     }
@@ -773,15 +778,23 @@ impl<'r> Form<'r> {
         Some(attributes)
     }
 
-    fn redact(&mut self, value: &Value) {
-        match value {
-            Value::Array(entries) if entries.is_empty() => {}
-            Value::Array(_) => self.find(
+    /// What is wrong with any is found, and then nobody looks at the rest.
+    fn redact(&mut self, value: &Value) -> Vec<String> {
+        let pointers = self.texts("/redact", value);
+        if pointers.len() > redact::POINTERS_MAX {
+            let (most, got) = (redact::POINTERS_MAX, pointers.len());
+            self.find(
                 "/redact",
-                "is reserved and does not exist yet; leave it empty",
-            ),
-            other => self.wrong_kind("/redact", "an array", other),
+                format!("must have at most {most} entries, got {got}"),
+            );
+            return Vec::new();
         }
+        for (index, pointer) in pointers.iter().enumerate() {
+            if let Err(message) = redact::check(pointer) {
+                self.find(format!("/redact/{index}"), message);
+            }
+        }
+        pointers
     }
 
     fn delivery(&mut self, value: &Value, usual: DeliverySpec) -> Option<DeliverySpec> {

@@ -222,7 +222,7 @@ fn every_fault_is_named_at_once() {
         "/headers/Host is not a header that a subscription may set",
         "/headers/x-a must be a string, got a number",
         "/attributes/a b the name must be",
-        "/redact is reserved and does not exist yet",
+        "/redact/0 must point into /data, /changes or /details",
         "/delivery/timeout must be a duration from \"1s\" to \"30s\"",
         "/delivery/retry no retry policy is named `standart`; did you mean `standard`?",
         "/delivery/max_in_flight must be a whole number from 1 to 256",
@@ -306,9 +306,12 @@ fn fields_have_their_bounds() {
         json!({"delivery": {"rate_limit": "0/s"}}),
         "/delivery/rate_limit",
     );
+    refused(json!({"redact": ["/data/a", "/data/b~2"]}), "/redact/1 must be a JSON pointer");
+    let pointers: Vec<_> = (0..51).map(|n| format!("/data/{n}")).collect();
+    refused(json!({"redact": pointers}), "/redact must have at most 50 entries, got 51");
     refused(
         json!({"redact": {}}),
-        "/redact must be an array, got an object",
+        "/redact must be an array of strings, got an object",
     );
     refused(json!({"id": "sub_1"}), "/id is read-only");
     refused(
@@ -330,6 +333,7 @@ fn fields_have_their_bounds() {
         json!({"delivery": {"timeout": "1s"}}),
         json!({"delivery": {"timeout": "30s", "rate_limit": null}}),
         json!({"filter": {"where": null, "actions": null}}),
+        json!({"redact": ["/data/customer/email", "/details/"]}),
         json!({"filter": null, "delivery": null, "view": null, "headers": null, "name": null}),
         json!({"delivery": {"retry": null, "timeout": null}, "redact": null, "signing": null}),
         json!({"secret": format!("whsec_{}", "A".repeat(32))}),
