@@ -191,7 +191,10 @@ impl Engine {
 
     fn render(&self, name: &str, scope: Scope, bytes_max: usize) -> Result<Vec<u8>, String> {
         let mut bounded = Bounded {
-            bytes: Vec::with_capacity(512),
+            bytes: Vec::with_capacity(match Kind::of(name) {
+                Kind::Body => 512,
+                Kind::Header => 64,
+            }),
             bytes_max,
         };
         let rendered = self
