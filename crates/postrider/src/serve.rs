@@ -330,7 +330,8 @@ impl Running {
         };
         let stop = self.stop.clone();
         self.stages.spawn(async move {
-            recorder::run(parts, stop).await;
+            // Large: it holds what every part of the recorder is in the middle of.
+            Box::pin(recorder::run(parts, stop)).await;
             Ok("recorder")
         });
         let jobs = recorder::jobs::Parts {
