@@ -37,9 +37,11 @@ const SQLITE_READERS: u32 = 4;
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 4000; PRAGMA synchronous = FULL;";
 
 /// A writer does its waiting itself, in [`Database::write`]; but these words wait too, where
-/// another process is just making the file or its log.
-const SQLITE_WRITER_SETUP: &str =
-    "PRAGMA busy_timeout = 2500; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 0;";
+/// another process is just making the file or its log. The log is written all over its indexes:
+/// with the usual 2 MiB of cache most pages would be read and written again and again.
+const SQLITE_WRITER_SETUP: &str = "PRAGMA busy_timeout = 2500; PRAGMA synchronous = FULL; \
+    PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 4000; \
+    PRAGMA busy_timeout = 0;";
 
 /// How long a writer of SQLite waits before it tries again for the lock that another process has.
 /// SQLite's own waiting grows to 100 ms a time, and so loses to processes that write without

@@ -5,7 +5,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, any::AnyArguments};
 use crate::Error;
 
 /// How many rows one statement writes. Few sizes, so that few statements are prepared.
-const SIZES: [usize; 5] = [128, 32, 8, 2, 1];
+const SIZES: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// A statement that inserts many rows.
 pub(crate) struct Insert {
@@ -26,8 +26,9 @@ impl Insert {
         bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
     ) -> Result<u64, Error> {
         let mut changed = 0;
+        let sqlite = connection.backend_name() == "SQLite";
         for rows in parts(rows) {
-            let (sql, values) = self.statement(rows, &bind)?;
+            let (sql, values) = self.statement(sqlite, rows, &bind)?;
             let done = sqlx::query_with(AssertSqlSafe(sql), values.0)
                 .execute(&mut *connection)
                 .await?;
@@ -44,8 +45,9 @@ impl Insert {
         bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
     ) -> Result<Vec<sqlx::any::AnyRow>, Error> {
         let mut returned = Vec::new();
+        let sqlite = connection.backend_name() == "SQLite";
         for rows in parts(rows) {
-            let (sql, values) = self.statement(rows, &bind)?;
+            let (sql, values) = self.statement(sqlite, rows, &bind)?;
             let part = sqlx::query_with(AssertSqlSafe(sql), values.0)
                 .fetch_all(&mut *connection)
                 .await?;
@@ -56,19 +58,28 @@ impl Insert {
 
     fn statement<R>(
         &self,
+        sqlite: bool,
         rows: &[R],
         bind: impl Fn(&R, &mut Values) -> Result<(), Error>,
     ) -> Result<(String, Values), Error> {
         let mut sql = String::with_capacity(rows.len() * self.columns * 6 + 600);
         sql.push_str(self.head);
         let mut values = Values::default();
-        let mut number = 0;
+        let mut number = 0_usize;
         for (index, row) in rows.iter().enumerate() {
             sql.push_str(if index == 0 { "(" } else { ", (" });
             for column in 0..self.columns {
-                number += 1;
-                sql.push_str(if column == 0 { "$" } else { ", $" });
-                sql.push_str(&number.to_string());
+                if column > 0 {
+                    sql.push_str(", ");
+                }
+                // SQLite looks a numbered one up among all the others, each time it is bound.
+                if sqlite {
+                    sql.push('?');
+                } else {
+                    number += 1;
+                    sql.push('$');
+                    sql.push_str(&number.to_string());
+                }
             }
             sql.push(')');
             bind(row, &mut values)?;
