@@ -143,7 +143,7 @@ async fn every_routed_event_is_archived_once(kind: Kind) {
             .strip_prefix("e-")
             .and_then(|n| n.parse().ok())
             .expect("a number");
-        let wanted = n >= 500 || n % 3 == 0;
+        let wanted = n >= 500 || n.is_multiple_of(3);
         let matched: Vec<_> = one.matched.iter().map(|id| id.as_str()).collect();
         let want = if wanted {
             vec![sub.id.as_str()]

@@ -108,7 +108,7 @@ async fn a_claim_outside_of_the_window_is_none(place: Place) {
     let store = place.open().await;
     let old = claim(key("t", "e"), "a", Some("k"));
     store
-        .claim(&[old.clone()], now(), now() - DAY)
+        .claim(std::slice::from_ref(&old), now(), now() - DAY)
         .await
         .unwrap();
     let later = now() + DAY;

@@ -154,7 +154,10 @@ async fn a_success_ends_the_run_and_is_told_where_a_warning_was(place: Place) {
     after(&store, &[turn(&id, 3, 200).1]).await;
     assert_eq!(told(&store).await, [""; 0], "nobody knew that it failed");
     let entries: Vec<_> = (4..=8).map(|n| turn(&id, n, 503).1).collect();
-    assert_eq!(after(&store, &entries).await.warned, [id.clone()]);
+    assert_eq!(
+        after(&store, &entries).await.warned,
+        std::slice::from_ref(&id)
+    );
     after(&store, &[turn(&id, 9, 200).1]).await;
     assert_eq!(
         told(&store).await,
@@ -205,7 +208,10 @@ async fn a_change_begins_the_count_anew(place: Place) {
         .collect();
     assert_eq!(after(&store, &late).await, Judged::default());
     assert_eq!(after(&store, &entries[4..7]).await.disabled.len(), 0);
-    assert_eq!(after(&store, &entries[7..8]).await.disabled, [id.clone()]);
+    assert_eq!(
+        after(&store, &entries[7..8]).await.disabled,
+        std::slice::from_ref(&id)
+    );
     // Resumed, it has a new start too.
     stored = store.subscription(&Sight::All, &id).await.unwrap().unwrap();
     stored.subscription.state = SubscriptionState::Active;

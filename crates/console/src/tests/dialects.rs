@@ -113,7 +113,10 @@ async fn a_test_of_some_events_names_what_is_not_among_them() {
         .collect();
     assert_eq!(pointers, ["/events/1", "/events/2"]);
     let said = errors[0]["message"].as_str().unwrap();
-    assert!(said.ends_with("did you mean `appointments.save`?"), "{said}");
+    assert!(
+        said.ends_with("did you mean `appointments.save`?"),
+        "{said}"
+    );
     for bad in [json!([]), json!("appointments.save")] {
         test(bad).await.problem(422, "invalid_request");
     }

@@ -306,9 +306,15 @@ fn fields_have_their_bounds() {
         json!({"delivery": {"rate_limit": "0/s"}}),
         "/delivery/rate_limit",
     );
-    refused(json!({"redact": ["/data/a", "/data/b~2"]}), "/redact/1 must be a JSON pointer");
+    refused(
+        json!({"redact": ["/data/a", "/data/b~2"]}),
+        "/redact/1 must be a JSON pointer",
+    );
     let pointers: Vec<_> = (0..51).map(|n| format!("/data/{n}")).collect();
-    refused(json!({"redact": pointers}), "/redact must have at most 50 entries, got 51");
+    refused(
+        json!({"redact": pointers}),
+        "/redact must have at most 50 entries, got 51",
+    );
     refused(
         json!({"redact": {}}),
         "/redact must be an array of strings, got an object",
