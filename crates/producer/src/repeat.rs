@@ -98,7 +98,7 @@ pub(crate) async fn publish(
         .collect();
     if !mine.is_empty() {
         // Where the store does not answer, the router makes the claims when it can.
-        drop(dedup.claim(mine).await);
+        dedup.note(mine).await;
     }
     Ok(Published {
         ids,

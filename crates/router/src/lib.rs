@@ -19,7 +19,11 @@ use archive::{Archive, Routed, Shelf};
 use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_while};
 use bundle::{Bundle, EventJson, Source, Waiting};
 use event::{Event, EventId, SubscriptionId};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{FuturesOrdered, FuturesUnordered},
+};
 use jiff::Timestamp;
 use metrics::Metrics;
 use repeat::{Judged, Taken};
@@ -91,6 +95,10 @@ const ARCHIVES_IN_FLIGHT: usize = 2;
 /// How many events are taken at once: about what some bundles can hold.
 const READY_MAX: usize = 256;
 
+/// How many events are asked about at once, whether they were published before, unless one
+/// message has more.
+const CHECKED_MAX: usize = 512;
+
 /// What a router needs.
 #[derive(Debug)]
 pub struct Parts {
@@ -127,7 +135,8 @@ pub async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
         table: MatchTable::default().advance(snapshot),
         publisher: parts.broker.publisher(),
         dedup: parts.dedup.clone(),
-        checking: FuturesUnordered::new(),
+        checking: FuturesOrdered::new(),
+        checked: 0,
         waiting: Waiting::new(parts.settings.bundle_max, BUNDLE_BYTES_MAX),
         sending: FuturesUnordered::new(),
         sending_max: parts.settings.bundles_in_flight,
@@ -164,8 +173,10 @@ struct Router {
     table: MatchTable,
     publisher: Arc<dyn Publish>,
     dedup: Option<Dedup>,
-    /// At most one: what comes meanwhile is asked about together.
-    checking: FuturesUnordered<BoxFuture<'static, Judged>>,
+    /// In the order they were taken, and so they are routed.
+    checking: FuturesOrdered<BoxFuture<'static, Judged>>,
+    /// How many events are being asked about.
+    checked: usize,
     waiting: Waiting,
     sending: FuturesUnordered<BoxFuture<'static, ()>>,
     sending_max: usize,
@@ -185,7 +196,7 @@ impl Router {
         let mut stopping = false;
         loop {
             self.send_what_fits();
-            let room = self.checking.is_empty() && self.has_room();
+            let room = self.has_room();
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => {
@@ -194,6 +205,7 @@ impl Router {
                 }
                 Ok(()) = watch.changed() => self.follow(&mut watch),
                 Some(judged) = self.checking.next(), if !self.checking.is_empty() => {
+                    self.checked -= count(&judged.taken);
                     self.settle_all(judged, &mut watch);
                 }
                 Some(()) = self.sending.next(), if !self.sending.is_empty() => {}
@@ -205,10 +217,10 @@ impl Router {
                 },
             }
         }
-        // Nothing is being checked: no more is taken before that has its end.
         loop {
             self.send_what_fits();
             tokio::select! {
+                Some(judged) = self.checking.next() => self.settle_all(judged, &mut watch),
                 Some(()) = self.sending.next() => {}
                 Some(()) = self.archiving.next() => {}
                 else => return Ok(()),
@@ -216,11 +228,11 @@ impl Router {
         }
     }
 
-    /// While bundles or archive parcels wait to be sent no more is taken: the broker keeps it
-    /// better than we.
+    /// While bundles or archive parcels wait to be sent, or answers are waited for, no more is
+    /// taken: the broker keeps it better than we.
     fn has_room(&self) -> bool {
         let sends_at_once = self.waiting.is_empty() || self.sending.len() < self.sending_max;
-        sends_at_once && !self.archive.is_full()
+        sends_at_once && !self.archive.is_full() && self.checked < CHECKED_MAX
     }
 
     fn follow(&mut self, watch: &mut Watch) {
@@ -244,13 +256,16 @@ impl Router {
                 Some(None) | None => break,
             }
         }
-        match &self.dedup {
-            Some(dedup) if !dedup.is_off() => {
-                let checking = repeat::check(dedup.clone(), taken);
-                self.checking.push(Box::pin(checking));
-            }
-            _ => self.settle_all(taken.into(), watch),
-        }
+        let count = count(&taken);
+        let dedup = self.dedup.as_ref().filter(|dedup| !dedup.is_off());
+        let checking: BoxFuture<'static, Judged> = match dedup {
+            Some(dedup) => Box::pin(repeat::check(dedup.clone(), taken)),
+            None if self.checking.is_empty() => return self.settle_all(taken.into(), watch),
+            // Behind those that are still being asked about.
+            None => Box::pin(std::future::ready(taken.into())),
+        };
+        self.checked += count;
+        self.checking.push_back(checking);
     }
 
     /// Reads a message, or quarantines it; returns how many events it has, at least 1.
@@ -440,6 +455,11 @@ impl Router {
             self.archiving.push(Box::pin(archiving));
         }
     }
+}
+
+/// How many events these messages have.
+fn count(taken: &[Taken]) -> usize {
+    taken.iter().map(|taken| taken.events.len()).sum()
 }
 
 /// Publishes one parcel and releases the messages it was made from. When the broker is closed

@@ -3,12 +3,19 @@
 //! Claims may be lost when the machine loses power (they are not waited for on the disk): then an
 //! event that comes twice is routed twice, which a fault may cause anyway.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use event::{Event, EventId, Tenant};
 use jiff::Timestamp;
 
-use crate::{Error, Store, database::within, time};
+use crate::{
+    Error, Store,
+    database::{Lease, within},
+    time,
+};
 
 /// How many claims one statement makes or reads.
 const STATEMENT_MAX: usize = 512;
@@ -118,6 +125,20 @@ impl Claim {
     }
 }
 
+/// The statement that claims, from an array of arrays.
+macro_rules! insert_from {
+    ($array:literal) => {
+        concat!(
+            "INSERT INTO claims (tenant, event_id, hash, token, at) \
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, $2 FROM ",
+            $array,
+            " WHERE true ON CONFLICT (tenant, event_id) DO UPDATE \
+             SET hash = excluded.hash, token = excluded.token, at = excluded.at \
+             WHERE claims.at < $3"
+        )
+    };
+}
+
 /// tenant, event_id.
 type KeyRow = (String, String);
 /// tenant, event_id, hash, token.
@@ -132,19 +153,34 @@ impl Store {
         now: Timestamp,
         since: Timestamp,
     ) -> Result<Vec<Option<Held>>, Error> {
-        let mut order: Vec<usize> = (0..claims.len()).collect();
-        // In one order, so that two routers with the same ids never wait for each other in a
-        // circle.
-        order.sort_unstable_by(|a, b| claims[*a].key.cmp(&claims[*b].key));
         let mut held = vec![None; claims.len()];
-        for order in order.chunks(STATEMENT_MAX) {
-            let some: Vec<_> = order.iter().map(|index| &claims[*index]).collect();
+        for places in in_order(claims).chunks(STATEMENT_MAX) {
+            let some: Vec<_> = places.iter().map(|place| &claims[*place]).collect();
             let found = within(self.claim_some(&some, now, since)).await?;
-            for (index, one) in order.iter().zip(found) {
-                held[*index] = one;
+            for (place, one) in places.iter().zip(found) {
+                held[*place] = one;
             }
         }
         Ok(held)
+    }
+
+    /// As [`Self::claim`], for whoever does not need to know what came of it.
+    pub async fn note_claims(
+        &self,
+        claims: &[Claim],
+        now: Timestamp,
+        since: Timestamp,
+    ) -> Result<(), Error> {
+        for places in in_order(claims).chunks(STATEMENT_MAX) {
+            let some: Vec<_> = places.iter().map(|place| &claims[*place]).collect();
+            let noting = async {
+                let mut lease = self.database().write_lightly().await?;
+                self.insert(&mut lease, &some, now, since).await?;
+                lease.commit().await
+            };
+            within(noting).await?;
+        }
+        Ok(())
     }
 
     async fn claim_some(
@@ -153,44 +189,96 @@ impl Store {
         now: Timestamp,
         since: Timestamp,
     ) -> Result<Vec<Option<Held>>, Error> {
-        let rows: Vec<_> = claims
+        // A message with a token comes from our own producer, which may well have claimed already:
+        // reading that is cheaper than trying to write it.
+        let likely: Vec<_> = claims
             .iter()
-            .map(|claim| {
-                let (tenant, id) = &claim.key;
-                let token = claim.held.token.as_deref().unwrap_or_default();
-                [
-                    tenant.as_str(),
-                    id.as_str(),
-                    claim.held.hash.as_str(),
-                    token,
-                ]
-            })
+            .filter(|claim| claim.held.token.is_some())
+            .map(|claim| &claim.key)
             .collect();
+        let mut held: HashMap<&Key, Option<Held>> = HashMap::new();
+        if !likely.is_empty() {
+            let found = self.some_claimed(&likely, since).await?;
+            held.extend(
+                likely
+                    .into_iter()
+                    .zip(found)
+                    .filter(|(_, held)| held.is_some()),
+            );
+        }
+        let rest: Vec<_> = claims
+            .iter()
+            .copied()
+            .filter(|claim| !held.contains_key(&claim.key))
+            .collect();
+        if !rest.is_empty() && !self.claim_all(&rest, now, since).await? {
+            let found = self.claim_or_tell(&rest, now, since).await?;
+            held.extend(rest.iter().map(|claim| &claim.key).zip(found));
+        }
+        let told = claims.iter().map(|claim| held.remove(&claim.key).flatten());
+        Ok(told.collect())
+    }
+
+    /// Claims all of them, or none; whether it did.
+    async fn claim_all(
+        &self,
+        claims: &[&Claim],
+        now: Timestamp,
+        since: Timestamp,
+    ) -> Result<bool, Error> {
+        let mut lease = self.database().write_lightly().await?;
+        let made = self.insert(&mut lease, claims, now, since).await?;
+        if made == claims.len() as u64 {
+            lease.commit().await?;
+            return Ok(true);
+        }
+        lease.rollback().await?;
+        Ok(false)
+    }
+
+    async fn insert(
+        &self,
+        lease: &mut Lease,
+        claims: &[&Claim],
+        now: Timestamp,
+        since: Timestamp,
+    ) -> Result<u64, Error> {
+        let done = sqlx::query(if self.database().is_sqlite() {
+            insert_from!("json_each($1)")
+        } else {
+            insert_from!("json_array_elements($1::json)")
+        })
+        .bind(rows(claims)?)
+        .bind(time::write(now))
+        .bind(time::write(since))
+        .execute(&mut **lease)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Claims what can be, and tells what cannot.
+    async fn claim_or_tell(
+        &self,
+        claims: &[&Claim],
+        now: Timestamp,
+        since: Timestamp,
+    ) -> Result<Vec<Option<Held>>, Error> {
         let mut lease = self.database().write_lightly().await?;
         let made: Vec<KeyRow> = sqlx::query_as(if self.database().is_sqlite() {
-            "INSERT INTO claims (tenant, event_id, hash, token, at) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, $2 FROM json_each($1) \
-             WHERE true ON CONFLICT (tenant, event_id) DO UPDATE \
-             SET hash = excluded.hash, token = excluded.token, at = excluded.at \
-             WHERE claims.at < $3 RETURNING tenant, event_id"
+            concat!(insert_from!("json_each($1)"), " RETURNING tenant, event_id")
         } else {
-            "INSERT INTO claims (tenant, event_id, hash, token, at) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, $2 \
-             FROM json_array_elements($1::json) \
-             ON CONFLICT (tenant, event_id) DO UPDATE \
-             SET hash = excluded.hash, token = excluded.token, at = excluded.at \
-             WHERE claims.at < $3 RETURNING tenant, event_id"
+            concat!(
+                insert_from!("json_array_elements($1::json)"),
+                " RETURNING tenant, event_id"
+            )
         })
-        .bind(json(&rows)?)
+        .bind(rows(claims)?)
         .bind(time::write(now))
         .bind(time::write(since))
         .fetch_all(&mut *lease)
         .await?;
         lease.commit().await?;
-        if made.len() == claims.len() {
-            return Ok(vec![None; claims.len()]);
-        }
-        let made: std::collections::HashSet<_> = made
+        let made: HashSet<_> = made
             .iter()
             .map(|(tenant, id)| (tenant.as_str(), id.as_str()))
             .collect();
@@ -202,16 +290,14 @@ impl Store {
             .collect();
         let mut others = self.some_claimed(&others, since).await?.into_iter();
         // A claim that was pruned between the two statements is none.
-        Ok(claims
-            .iter()
-            .map(|claim| {
-                if is_made(&claim.key) {
-                    None
-                } else {
-                    others.next().flatten()
-                }
-            })
-            .collect())
+        let told = claims.iter().map(|claim| {
+            if is_made(&claim.key) {
+                None
+            } else {
+                others.next().flatten()
+            }
+        });
+        Ok(told.collect())
     }
 
     /// What is on record for these ids since then, in the order given.
@@ -303,6 +389,31 @@ impl Store {
         })
         .await
     }
+}
+
+/// The places of claims in one order, so that two routers with the same ids never wait for each
+/// other in a circle.
+fn in_order(claims: &[Claim]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..claims.len()).collect();
+    places.sort_unstable_by(|a, b| claims[*a].key.cmp(&claims[*b].key));
+    places
+}
+
+fn rows(claims: &[&Claim]) -> Result<String, Error> {
+    let rows: Vec<_> = claims
+        .iter()
+        .map(|claim| {
+            let (tenant, id) = &claim.key;
+            let token = claim.held.token.as_deref().unwrap_or_default();
+            [
+                tenant.as_str(),
+                id.as_str(),
+                claim.held.hash.as_str(),
+                token,
+            ]
+        })
+        .collect();
+    json(&rows)
 }
 
 fn json<T: serde::Serialize>(rows: &T) -> Result<String, Error> {

@@ -137,7 +137,7 @@ impl Database {
         Ok(Lease {
             connection: self.readers.acquire().await?,
             whole: false,
-            commit: "COMMIT",
+            ends: PLAIN,
         })
     }
 
@@ -209,7 +209,10 @@ impl Database {
             })
             .await?;
         if self.is_sqlite {
-            lease.commit = "COMMIT; PRAGMA synchronous = FULL";
+            lease.ends = Ends {
+                commit: "COMMIT; PRAGMA synchronous = FULL",
+                rollback: "ROLLBACK; PRAGMA synchronous = FULL",
+            };
         }
         Ok(lease)
     }
@@ -218,7 +221,7 @@ impl Database {
         let mut lease = Lease {
             connection: self.writer.acquire().await?,
             whole: false,
-            commit: "COMMIT",
+            ends: PLAIN,
         };
         loop {
             match sqlx::raw_sql(begin).execute(&mut *lease).await {
@@ -325,9 +328,19 @@ pub(crate) async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> R
 pub(crate) struct Lease {
     connection: PoolConnection<Any>,
     whole: bool,
-    /// The words that commit, and leave the connection as it was.
-    commit: &'static str,
+    ends: Ends,
 }
+
+/// The words that end a transaction, and leave the connection as it was.
+struct Ends {
+    commit: &'static str,
+    rollback: &'static str,
+}
+
+const PLAIN: Ends = Ends {
+    commit: "COMMIT",
+    rollback: "ROLLBACK",
+};
 
 impl Lease {
     /// Gives the connection back.
@@ -337,14 +350,16 @@ impl Lease {
 
     /// Commits and gives the connection back.
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
-        sqlx::raw_sql(self.commit).execute(&mut *self).await?;
+        sqlx::raw_sql(self.ends.commit).execute(&mut *self).await?;
         self.whole = true;
         Ok(())
     }
 
     /// Undoes and gives the connection back.
     pub(crate) async fn rollback(mut self) -> Result<(), Error> {
-        sqlx::raw_sql("ROLLBACK").execute(&mut *self).await?;
+        sqlx::raw_sql(self.ends.rollback)
+            .execute(&mut *self)
+            .await?;
         self.whole = true;
         Ok(())
     }

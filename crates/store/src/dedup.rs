@@ -17,7 +17,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -33,8 +33,13 @@ const FIND_MAX: Duration = Duration::from_secs(1);
 const CLAIM_MAX: Duration = Duration::from_secs(2);
 /// How often a store that did not answer is asked again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// How many ids one statement is asked about, unless one question has more.
+/// How many ids one statement is asked about.
 const GROUP_MAX: usize = 512;
+/// Under load a statement waits until this long after the last one began, or until there are
+/// enough ids for it: what a statement costs by itself is shared by those it is about. A lone
+/// question waits for nothing.
+const PACE: Duration = Duration::from_millis(3);
+const ENOUGH: usize = 64;
 /// How many questions wait for the one under way.
 const WAITING_MAX: usize = 1024;
 /// How often claims older than the window are forgotten, and how many in one step.
@@ -78,6 +83,7 @@ pub struct Dedup {
     state: Arc<State>,
     finding: mpsc::Sender<Question<Key>>,
     claiming: mpsc::Sender<Question<Claim>>,
+    noting: mpsc::Sender<Question<Noted>>,
 }
 
 #[derive(Debug)]
@@ -112,12 +118,15 @@ impl Dedup {
         });
         let (finding, to_find) = mpsc::channel(WAITING_MAX);
         let (claiming, to_claim) = mpsc::channel(WAITING_MAX);
+        let (noting, to_note) = mpsc::channel(WAITING_MAX);
         tokio::spawn(answer(state.clone(), to_find));
         tokio::spawn(answer(state.clone(), to_claim));
+        tokio::spawn(answer(state.clone(), to_note));
         Some(Self {
             state,
             finding,
             claiming,
+            noting,
         })
     }
 
@@ -130,6 +139,13 @@ impl Dedup {
     /// second. `None` for what is claimed now; the whole is `None` while the store does not answer.
     pub async fn claim(&self, claims: Vec<Claim>) -> Answer {
         self.state.ask(&self.claiming, claims).await
+    }
+
+    /// Claims ids that may be claimed already, which is right too. Returns when they are on record,
+    /// or when the store does not answer.
+    pub async fn note(&self, claims: Vec<Claim>) {
+        let noted = claims.into_iter().map(Noted).collect();
+        self.state.ask(&self.noting, noted).await;
     }
 
     /// Whether duplicates are not recognized just now, because the store does not answer.
@@ -267,18 +283,47 @@ impl About for Claim {
     const PATIENCE: Duration = CLAIM_MAX;
 }
 
+/// A claim of which nobody needs to know what came of it.
+#[derive(Debug)]
+struct Noted(Claim);
+
+impl About for Noted {
+    fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    fn leaves(&self) -> Option<Held> {
+        None
+    }
+
+    async fn ask(state: &State, about: &[Self]) -> Result<Vec<Option<Held>>, Error> {
+        let claims: Vec<_> = about.iter().map(|noted| noted.0.clone()).collect();
+        let now = Timestamp::now();
+        let noted = state.store.note_claims(&claims, now, state.since(now));
+        noted.await.map(|()| vec![None; claims.len()])
+    }
+
+    const PATIENCE: Duration = CLAIM_MAX;
+}
+
 /// Answers questions, those that wait at once with one statement. While one is under way the next
 /// ones gather.
 async fn answer<T: About>(state: Arc<State>, mut questions: mpsc::Receiver<Question<T>>) {
+    let mut next_from = Instant::now();
     while let Some(first) = questions.recv().await {
         let mut count = first.about.len();
         let mut group = vec![first];
-        while count < GROUP_MAX
-            && let Ok(next) = questions.try_recv()
-        {
+        while count < GROUP_MAX {
+            let next = match questions.try_recv() {
+                Ok(next) => Some(next),
+                Err(_) if count >= ENOUGH => None,
+                Err(_) => timeout_at(next_from, questions.recv()).await.ok().flatten(),
+            };
+            let Some(next) = next else { break };
             count += next.about.len();
             group.push(next);
         }
+        next_from = Instant::now() + PACE;
         let (abouts, answers): (Vec<_>, Vec<_>) = group
             .into_iter()
             .map(|question| (question.about, question.answer))

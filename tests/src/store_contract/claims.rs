@@ -15,6 +15,7 @@ use crate::support::postgres::Postgres;
 
 promises!(
     an_id_is_claimed_once_and_what_is_on_record_is_told,
+    what_is_noted_takes_nothing_from_anybody,
     of_many_claimants_at_once_one_wins_each_id,
     a_claim_outside_of_the_window_is_none,
     old_claims_are_forgotten_in_steps,
@@ -75,6 +76,19 @@ async fn an_id_is_claimed_once_and_what_is_on_record_is_told(place: Place) {
     assert_eq!(store.claim(&[], now(), since).await.unwrap(), []);
 }
 
+async fn what_is_noted_takes_nothing_from_anybody(place: Place) {
+    let store = place.open().await;
+    let since = now() - DAY;
+    let taken = claim(key("t", "taken"), "a", None);
+    store.claim(&[taken.clone()], now(), since).await.unwrap();
+    let free = claim(key("t", "free"), "b", Some("k"));
+    let noted = [claim(key("t", "taken"), "x", Some("k")), free.clone()];
+    store.note_claims(&noted, now(), since).await.unwrap();
+    store.note_claims(&noted, now(), since).await.unwrap();
+    let found = store.claimed(&[taken.key, free.key], since).await.unwrap();
+    assert_eq!(found, [Some(taken.held), Some(free.held)]);
+}
+
 /// In four processes, 1 500 ids each, in different orders and in overlapping parts.
 async fn of_many_claimants_at_once_one_wins_each_id(place: Place) {
     const IDS: usize = 1500;
@@ -83,7 +97,11 @@ async fn of_many_claimants_at_once_one_wins_each_id(place: Place) {
         let store = place.open().await;
         tasks.push(tokio::spawn(async move {
             let mut claims: Vec<_> = (0..IDS)
-                .map(|n| claim(key("t", &format!("e{n}")), &claimant.to_string(), None))
+                .map(|n| {
+                    // With a token it is read first, and without it is not.
+                    let token = (n % 2 == 0).then_some("k");
+                    claim(key("t", &format!("e{n}")), &claimant.to_string(), token)
+                })
                 .collect();
             if claimant % 2 == 1 {
                 claims.reverse();
