@@ -106,10 +106,16 @@ impl Database {
         let options = AnyConnectOptions::from_str(&location.prepare()?)?;
         match location {
             Location::Sqlite(_) => {
-                let writer = pool(1, SQLITE_WRITER_SETUP).connect_lazy_with(options.clone());
+                // A file is not away between two calls, as a server may be; asking costs a thread's
+                // waking up each time.
+                let writer = pool(1, SQLITE_WRITER_SETUP)
+                    .test_before_acquire(false)
+                    .connect_lazy_with(options.clone());
                 // The mode is kept in the file; setting it takes a lock that does not wait.
                 set_wal(&writer).await?;
-                let readers = pool(SQLITE_READERS, SQLITE_SETUP).connect_lazy_with(options);
+                let readers = pool(SQLITE_READERS, SQLITE_SETUP)
+                    .test_before_acquire(false)
+                    .connect_lazy_with(options);
                 Ok(Self {
                     readers,
                     writer,

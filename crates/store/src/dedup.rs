@@ -38,8 +38,11 @@ const GROUP_MAX: usize = 512;
 /// Under load a statement waits until this long after the last one began, or until there are
 /// enough ids for it: what a statement costs by itself is shared by those it is about. A lone
 /// question waits for nothing.
-const PACE: Duration = Duration::from_millis(3);
-const ENOUGH: usize = 64;
+const CLAIM_PACE: Duration = Duration::from_millis(3);
+/// The same where a caller of the intake waits for the answer.
+const FIND_PACE: Duration = Duration::from_millis(1);
+/// How many ids are enough.
+const ENOUGH: usize = 32;
 /// How many questions wait for the one under way.
 const WAITING_MAX: usize = 1024;
 /// How often claims older than the window are forgotten, and how many in one step.
@@ -247,6 +250,7 @@ trait About: Send + Sync + 'static {
     where
         Self: Sized;
     const PATIENCE: Duration;
+    const PACE: Duration;
 }
 
 impl About for Key {
@@ -264,6 +268,7 @@ impl About for Key {
     }
 
     const PATIENCE: Duration = FIND_MAX;
+    const PACE: Duration = FIND_PACE;
 }
 
 impl About for Claim {
@@ -281,6 +286,7 @@ impl About for Claim {
     }
 
     const PATIENCE: Duration = CLAIM_MAX;
+    const PACE: Duration = CLAIM_PACE;
 }
 
 /// A claim of which nobody needs to know what came of it.
@@ -304,6 +310,7 @@ impl About for Noted {
     }
 
     const PATIENCE: Duration = CLAIM_MAX;
+    const PACE: Duration = FIND_PACE;
 }
 
 /// Answers questions, those that wait at once with one statement. While one is under way the next
@@ -323,7 +330,7 @@ async fn answer<T: About>(state: Arc<State>, mut questions: mpsc::Receiver<Quest
             count += next.about.len();
             group.push(next);
         }
-        next_from = Instant::now() + PACE;
+        next_from = Instant::now() + T::PACE;
         let (abouts, answers): (Vec<_>, Vec<_>) = group
             .into_iter()
             .map(|question| (question.about, question.answer))
