@@ -22,8 +22,8 @@ const PREFETCH: u16 = 256;
 const RECORDS_MAX: usize = 2000;
 const BYTES_MAX: usize = 4 << 20;
 /// How long a batch is kept open for more: nearly every delivery ends within it, and a transaction
-/// for each would cost the store more than its rows.
-const LINGER: Duration = Duration::from_millis(200);
+/// for each would cost the store more than its rows. The tests of this crate kill many batches.
+const LINGER: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 200 });
 /// Without a message for so long the recorder is level.
 const QUIET: Duration = Duration::from_secs(2);
 
