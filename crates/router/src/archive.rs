@@ -109,7 +109,8 @@ impl Archive {
     /// The next parcel: as many events as fit, at least one. Those of a message that the broker
     /// hands out again are left out: it is archived then.
     pub(crate) fn pack(&mut self) -> Option<Shelf> {
-        let mut body = br#"{"events":["#.to_vec();
+        let mut body = Vec::with_capacity(self.bytes.min(BYTES_MAX) + 64);
+        body.extend_from_slice(br#"{"events":["#);
         let mut sources: Vec<Arc<Source>> = Vec::new();
         while let Some(next) = self.waiting.front() {
             let is_void = next.source.is_void();
