@@ -80,7 +80,10 @@ async fn what_is_noted_takes_nothing_from_anybody(place: Place) {
     let store = place.open().await;
     let since = now() - DAY;
     let taken = claim(key("t", "taken"), "a", None);
-    store.claim(&[taken.clone()], now(), since).await.unwrap();
+    store
+        .claim(std::slice::from_ref(&taken), now(), since)
+        .await
+        .unwrap();
     let free = claim(key("t", "free"), "b", Some("k"));
     let noted = [claim(key("t", "taken"), "x", Some("k")), free.clone()];
     store.note_claims(&noted, now(), since).await.unwrap();
