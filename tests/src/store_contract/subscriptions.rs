@@ -282,12 +282,15 @@ async fn a_call_that_is_dropped_halfway_leaves_nothing_half_done(place: Place) {
         }
         false
     };
-    let (mut steps, mut dropped) = (0, 0);
-    while !watched(steps).await {
-        steps += 1 + steps / 8;
-        dropped += 1;
+    // On a busy machine the server is done after few looks: then once more from the first one.
+    let mut dropped = 0;
+    while dropped < 10 {
+        let mut steps = 1;
+        while !watched(steps).await {
+            steps += 1 + steps / 8;
+            dropped += 1;
+        }
     }
-    assert!(dropped > 3, "no call was dropped while it did something");
     let last = insert(&store, "a", "last").await;
     let all = all_changes(&store).await;
     let list = async |paging: Paging| store.subscriptions(&Sight::All, None, &paging).await;
