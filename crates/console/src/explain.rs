@@ -23,13 +23,13 @@ use event::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use service::http::Problem;
 
 use crate::{
     App,
-    answer::{Answer, refused, store_failed},
+    answer::{Answer, refused},
     caller::{Caller, Id},
     form,
+    subscriptions::find,
 };
 
 /// A value that nobody is shown.
@@ -103,12 +103,7 @@ async fn explain(
 ) -> Answer {
     caller.must(Scope::Read)?;
     let id = id.parse(SubscriptionId::parse)?;
-    let stored = app
-        .store
-        .subscription(&caller.sight(), &id)
-        .await
-        .map_err(store_failed)?;
-    let subscription = stored.ok_or_else(Problem::not_found)?.subscription;
+    let subscription = find(&app, &caller, &id).await?.subscription;
     let body = form::body(&headers, body).await?;
     let now = Timestamp::now();
     let envelope = Envelope {

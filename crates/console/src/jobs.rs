@@ -26,6 +26,7 @@ use crate::{
     answer::{Answer, conflict, list, nothing, store_failed},
     caller::{Caller, Id},
     form::{self, Form},
+    subscriptions::find,
 };
 
 /// Deliveries per second where nobody says.
@@ -89,12 +90,7 @@ async fn replay(
 ) -> Answer {
     caller.must(Scope::Manage)?;
     let id = id.parse(SubscriptionId::parse)?;
-    let stored = app
-        .store
-        .subscription(&caller.sight(), &id)
-        .await
-        .map_err(store_failed)?;
-    let subscription = stored.ok_or_else(Problem::not_found)?.subscription;
+    let subscription = find(&app, &caller, &id).await?.subscription;
     let now = Timestamp::now();
     let mut form = Form::of_body(&form::body(&headers, body).await?)?;
     let since = form.time("since");

@@ -11,7 +11,6 @@ use event::{
     DeadLetterId, DeliveryId, Event, SubscriptionId,
     delivery::{Bundle, DeadLetter, Item, Purpose, Recipient},
     log::LogEntry,
-    reason::DeliveryState,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -250,23 +249,13 @@ impl Again {
     }
 
     fn entry(&self, now: Timestamp) -> LogEntry {
-        LogEntry {
-            delivery_id: self.delivery_id.clone(),
-            event_id: self.event.id.clone(),
-            subscription_id: self.subscription_id.clone(),
-            tenant: self.event.tenant.clone(),
-            kind: self.event.kind.clone(),
-            accepted_at: self.accepted_at,
-            at: now,
-            purpose: Purpose::Replay,
-            run: self.run,
-            attempts: 0,
-            state: DeliveryState::Pending,
-            reason: None,
-            detail: None,
-            clause: None,
-            due: None,
-            attempt: None,
-        }
+        let run = (Purpose::Replay, self.run);
+        LogEntry::pending(
+            &self.event,
+            &self.subscription_id,
+            self.accepted_at,
+            run,
+            now,
+        )
     }
 }

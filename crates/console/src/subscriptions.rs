@@ -278,7 +278,7 @@ async fn change(
     ))
 }
 
-async fn find(app: &App, caller: &Caller, id: &SubscriptionId) -> Answer<Stored> {
+pub(crate) async fn find(app: &App, caller: &Caller, id: &SubscriptionId) -> Answer<Stored> {
     let found = app
         .store
         .subscription(&caller.sight(), id)

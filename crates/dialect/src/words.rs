@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use event::{
     Fault,
-    fault::nearest,
+    fault::{kind_of, nearest},
     selector::Selector,
     subscription::{
         View,
@@ -468,14 +468,7 @@ impl Reader<'_> {
     }
 
     fn wrong_kind(&mut self, pointer: &str, wanted: &str, got: &Value) {
-        let got = match got {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
-        };
+        let got = kind_of(got);
         self.find(pointer, format!("must be {wanted}, got {got}"));
     }
 }

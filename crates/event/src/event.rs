@@ -62,6 +62,30 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 }
 
 impl Event {
+    /// Whether it has any of its views.
+    pub fn has_payload(&self) -> bool {
+        self.data.is_some() || self.changes.is_some() || self.details.is_some()
+    }
+
+    /// The event without its views: who, what and when, for whoever keeps no payloads.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            tenant: self.tenant.clone(),
+            kind: self.kind.clone(),
+            time: self.time,
+            subject: self.subject.clone(),
+            status: self.status.clone(),
+            previous_status: self.previous_status.clone(),
+            version: self.version,
+            expires_at: self.expires_at,
+            data: None,
+            changes: None,
+            details: None,
+        }
+    }
+
     /// Whether the status is known to have changed: the action says so, or before and after differ.
     pub fn status_changed(&self) -> bool {
         self.kind.action() == "status_changed"

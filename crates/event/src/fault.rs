@@ -126,3 +126,16 @@ pub(crate) fn shown(word: &str, chars_max: usize) -> String {
     }
     text
 }
+
+/// What kind of value it is, as messages name it: `a string`, `an array`, ….
+pub fn kind_of(value: &serde_json::Value) -> &'static str {
+    use serde_json::Value;
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -121,6 +121,36 @@ pub struct LogEntry {
     pub attempt: Option<Box<Attempt>>,
 }
 
+impl LogEntry {
+    /// A run of a delivery that somebody asked for and that has not begun.
+    pub fn pending(
+        event: &Event,
+        subscription_id: &SubscriptionId,
+        accepted_at: Timestamp,
+        (purpose, run): (Purpose, u32),
+        at: Timestamp,
+    ) -> Self {
+        Self {
+            delivery_id: DeliveryId::of(&event.tenant, &event.id, subscription_id),
+            event_id: event.id.clone(),
+            subscription_id: subscription_id.clone(),
+            tenant: event.tenant.clone(),
+            kind: event.kind.clone(),
+            accepted_at,
+            at,
+            purpose,
+            run,
+            attempts: 0,
+            state: DeliveryState::Pending,
+            reason: None,
+            detail: None,
+            clause: None,
+            due: None,
+            attempt: None,
+        }
+    }
+}
+
 /// One attempt, in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {

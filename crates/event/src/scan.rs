@@ -642,16 +642,3 @@ struct Str {
 }
 
 const LONE: &str = "a lone surrogate, which is no character";
-
-/// What kind of value it is, for messages.
-pub(crate) fn kind_of(value: &serde_json::Value) -> &'static str {
-    use serde_json::Value;
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}

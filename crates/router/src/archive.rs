@@ -94,7 +94,7 @@ impl Archive {
         let mut json = Vec::with_capacity(routed.json.get().len() + 256);
         match self.mode {
             log::Archive::Full => write(&mut json, routed.json, bytes, routed)?,
-            log::Archive::Headers => write(&mut json, bare(routed.event), bytes, routed)?,
+            log::Archive::Headers => write(&mut json, routed.event.bare(), bytes, routed)?,
             log::Archive::Off => return Ok(()),
         }
         source.hold();
@@ -151,24 +151,6 @@ fn write<E: Serialize>(
         matched: routed.matched,
     };
     serde_json::to_writer(to, &archived)
-}
-
-/// The event without its payloads.
-fn bare(event: &Event) -> Event {
-    Event {
-        id: event.id.clone(),
-        tenant: event.tenant.clone(),
-        kind: event.kind.clone(),
-        time: event.time,
-        subject: event.subject.clone(),
-        status: event.status.clone(),
-        previous_status: event.previous_status.clone(),
-        version: event.version,
-        expires_at: event.expires_at,
-        data: None,
-        changes: None,
-        details: None,
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use crate::{
     Error, Store,
     database::{Statement, within},
-    log::{bare, day_of, has_payload},
+    log::day_of,
     time,
 };
 
@@ -314,7 +314,7 @@ impl Store {
                 let Some(document) = document else { continue };
                 let item: Item = read("held delivery", &id, &document)?;
                 // A deletion may have nothing but its subject, and is still to be told of.
-                if resource.is_of(&item.event) && has_payload(&item.event) {
+                if resource.is_of(&item.event) && item.event.has_payload() {
                     found.push((id, at, run));
                 }
             }
@@ -480,8 +480,8 @@ struct Data<'a> {
 /// Takes everything out of a letter that came from a payload; whether there was anything.
 fn clear(letter: &mut DeadLetter, now: Timestamp) -> bool {
     let mut changed = false;
-    if has_payload(&letter.event) {
-        letter.event = bare(&letter.event).into();
+    if letter.event.has_payload() {
+        letter.event = letter.event.bare().into();
         letter.expunged_at = Some(now);
         changed = true;
     }

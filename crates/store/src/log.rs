@@ -10,8 +10,7 @@ pub(crate) mod health;
 mod periods;
 mod record;
 
-pub(crate) use events::Whole;
-pub(crate) use record::{bare, has_payload};
+pub(crate) use events::{Whole, listens};
 
 use std::collections::BTreeMap;
 

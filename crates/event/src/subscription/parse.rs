@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     event::EVENT_BYTES_MAX,
-    fault::{Fault, Refusal, did_you_mean, nearest, sentence, shown},
+    fault::{Fault, Refusal, did_you_mean, kind_of, nearest, sentence, shown},
     filter::Filter,
     id::{SubscriptionId, Tenant},
     redact,
@@ -954,7 +954,7 @@ impl<'r> Form<'r> {
     }
 
     fn wrong_kind(&mut self, pointer: &str, wanted: &str, got: &Value) {
-        let got = scan::kind_of(got);
+        let got = kind_of(got);
         self.find(pointer, format!("must be {wanted}, got {got}"));
     }
 }

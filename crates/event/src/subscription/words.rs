@@ -11,7 +11,7 @@ use super::{
     DeliverySpec, View,
     parse::{FIELDS, OURS},
 };
-use crate::{Fault, scan, selector::Selector};
+use crate::{Fault, fault, selector::Selector};
 
 /// How many entries `events` may have.
 pub const EVENTS_MAX: usize = 100;
@@ -115,7 +115,7 @@ pub fn entries<'v>(events: Option<&'v Value>, faults: &mut Vec<Fault>) -> Vec<(S
     let list = match events {
         Some(Value::Array(list)) => list,
         Some(other) => {
-            let got = scan::kind_of(other);
+            let got = fault::kind_of(other);
             find(
                 "/events",
                 format!("must be an array such as [\"appointment.*\"], got {got}"),
@@ -147,7 +147,7 @@ pub fn entries<'v>(events: Option<&'v Value>, faults: &mut Vec<Fault>) -> Vec<(S
             }
             Some(text) => entries.push((pointer, text)),
             None => {
-                let got = scan::kind_of(entry);
+                let got = fault::kind_of(entry);
                 find(&pointer, format!("must be a string, got {got}"));
             }
         }

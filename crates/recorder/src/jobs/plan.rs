@@ -57,25 +57,15 @@ impl Planned {
 
     /// What the log says of it from now on.
     pub(super) fn entry(&self, at: Timestamp) -> LogEntry {
-        let event = &self.candidate.event;
-        LogEntry {
-            delivery_id: self.delivery_id(),
-            event_id: event.id.clone(),
-            subscription_id: self.candidate.subscription_id.clone(),
-            tenant: event.tenant.clone(),
-            kind: event.kind.clone(),
-            accepted_at: self.candidate.accepted_at,
+        let candidate = &self.candidate;
+        let run = (self.purpose(), self.run);
+        LogEntry::pending(
+            &candidate.event,
+            &candidate.subscription_id,
+            candidate.accepted_at,
+            run,
             at,
-            purpose: self.purpose(),
-            run: self.run,
-            attempts: 0,
-            state: DeliveryState::Pending,
-            reason: None,
-            detail: None,
-            clause: None,
-            due: None,
-            attempt: None,
-        }
+        )
     }
 }
 

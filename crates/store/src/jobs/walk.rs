@@ -16,7 +16,7 @@ use crate::{
     Error, Paging, Sight, Store,
     cursor::{Cursor, Wanted},
     database::{Statement, within},
-    log::{Whole, day_of},
+    log::{Whole, day_of, listens},
     time,
 };
 
@@ -407,37 +407,5 @@ fn span(statement: &mut Statement, column: &'static str, filter: &JobFilter) -> 
         statement.text(" AND ").text(column);
         statement.text(" < ").value(time::write(until))?;
     }
-    Ok(())
-}
-
-/// The types that selectors listen to, as far as a type can tell.
-fn listens(statement: &mut Statement, selectors: &[Selector]) -> Result<(), Error> {
-    if selectors.contains(&Selector::All) {
-        return Ok(());
-    }
-    statement.text(" AND (1 = 0");
-    for selector in selectors {
-        match selector {
-            Selector::All => {}
-            Selector::Exact(kind) => {
-                statement.text(" OR kind = ").value(kind.as_str())?;
-            }
-            Selector::Saved(entity) => {
-                let kinds = ["created", "updated", "saved"].map(|word| format!("{entity}.{word}"));
-                statement
-                    .text(" OR kind IN (")
-                    .list(&kinds.each_ref().map(String::as_str))?
-                    .text(")");
-            }
-            Selector::Entity(entity) | Selector::StatusChanged(entity) => {
-                // Not by a range: dead letters are kept in the order of the database's language.
-                statement
-                    .text(" OR kind LIKE ")
-                    .value(format!("{}.%", entity.replace('_', "!_")))?
-                    .text(" ESCAPE '!'");
-            }
-        }
-    }
-    statement.text(")");
     Ok(())
 }

@@ -144,7 +144,7 @@ impl Store {
                 statement.text(" INDEXED BY events_of_tenant");
             }
             statement.text(" WHERE tenant = ").value(tenant.as_str())?;
-            kinds(&mut statement, selectors)?;
+            listens(&mut statement, selectors)?;
             between(&mut statement, Some(since), until)?;
             if let Some(after) = &wanted.after {
                 statement
@@ -244,8 +244,8 @@ fn narrow(
     Ok(())
 }
 
-/// Keeps out what no selector can match, as far as SQL can tell.
-fn kinds(statement: &mut Statement, selectors: &[Selector]) -> Result<(), Error> {
+/// The types that selectors listen to, as far as a type can tell.
+pub(crate) fn listens(statement: &mut Statement, selectors: &[Selector]) -> Result<(), Error> {
     if selectors.contains(&Selector::All) {
         return Ok(());
     }
@@ -256,16 +256,19 @@ fn kinds(statement: &mut Statement, selectors: &[Selector]) -> Result<(), Error>
             Selector::Exact(kind) => {
                 statement.text(" OR kind = ").value(kind.as_str())?;
             }
-            Selector::Entity(entity)
-            | Selector::Saved(entity)
-            | Selector::StatusChanged(entity) => {
-                // From the dot to the sign after it: everything of the entity.
+            Selector::Saved(entity) => {
+                let kinds = ["created", "updated", "saved"].map(|word| format!("{entity}.{word}"));
                 statement
-                    .text(" OR (kind >= ")
-                    .value(format!("{entity}."))?
-                    .text(" AND kind < ")
-                    .value(format!("{entity}/"))?
+                    .text(" OR kind IN (")
+                    .list(&kinds.each_ref().map(String::as_str))?
                     .text(")");
+            }
+            Selector::Entity(entity) | Selector::StatusChanged(entity) => {
+                // Not by a range: dead letters are kept in the order of the database's language.
+                statement
+                    .text(" OR kind LIKE ")
+                    .value(format!("{}.%", entity.replace('_', "!_")))?
+                    .text(" ESCAPE '!'");
             }
         }
     }

@@ -132,7 +132,8 @@ impl<'a> Batch<'a> {
                 .insert((subject, accepted_at, id, tenant), event.kind.as_str());
         }
         let broken = |error| Error::Fatal(format!("event {id} cannot be written: {error}"));
-        let payload = has_payload(event)
+        let payload = event
+            .has_payload()
             .then(|| serde_json::to_string(event))
             .transpose()
             .map_err(broken)?;
@@ -140,7 +141,7 @@ impl<'a> Batch<'a> {
             archived,
             accepted_at,
             matched: serde_json::to_string(&archived.matched).map_err(broken)?,
-            document: serde_json::to_string(&bare(event)).map_err(broken)?,
+            document: serde_json::to_string(&event.bare()).map_err(broken)?,
             payload,
         };
         self.events.entry((id, tenant, day)).or_insert(row);
@@ -392,28 +393,6 @@ fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
         | (delivered << 31)
         | (i64::from(attempts.min(0xff_ffff)) << 2)
         | stage
-}
-
-pub(crate) fn has_payload(event: &Event) -> bool {
-    event.data.is_some() || event.changes.is_some() || event.details.is_some()
-}
-
-/// The event without its payloads.
-pub(crate) fn bare(event: &Event) -> Event {
-    Event {
-        id: event.id.clone(),
-        tenant: event.tenant.clone(),
-        kind: event.kind.clone(),
-        time: event.time,
-        subject: event.subject.clone(),
-        status: event.status.clone(),
-        previous_status: event.previous_status.clone(),
-        version: event.version,
-        expires_at: event.expires_at,
-        data: None,
-        changes: None,
-        details: None,
-    }
 }
 
 /// The resources an event names: texts as they are, numbers as their digits.
