@@ -328,6 +328,9 @@ impl Deliverer {
                 Err(end) => return end.into(),
             };
             if let Err(end) = wanted(delivery, &lane) {
+                if matches!(end, End::Held(_)) && self.catch_up(delivery, &snapshot).await {
+                    continue;
+                }
                 return end.into();
             }
             let loaded = match self.load(delivery, &lane).await {
@@ -345,6 +348,18 @@ impl Deliverer {
                 return self.attempt(delivery, &lane, &loaded, place).await;
             }
         }
+    }
+
+    /// Whoever sent this delivery had seen changes that `snapshot` lacks: waits for those, and says
+    /// whether they have come. Without it, what a resume sends would be held again by a deliverer
+    /// that has not heard of the resume, and would come behind what was younger.
+    async fn catch_up(&self, delivery: &Delivery, snapshot: &Snapshot) -> bool {
+        if snapshot.revision >= delivery.revision {
+            return false;
+        }
+        let seen = |snapshot: &Snapshot| snapshot.revision >= delivery.revision;
+        self.feed.shows(self.patience(), seen).await;
+        self.feed.snapshot().is_some_and(|snapshot| seen(&snapshot))
     }
 
     fn look_up(&self, delivery: &Delivery, snapshot: &Snapshot) -> Result<Arc<Lane>, End> {

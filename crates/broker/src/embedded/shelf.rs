@@ -127,6 +127,8 @@ struct Inner {
     ready_bytes: usize,
     /// Due or given back: their bodies are in the file.
     known: VecDeque<Key>,
+    /// Of those, the ones that the writer is reading.
+    reading: usize,
     /// Rows of the queue's own table from this id on are in the file only, …
     tail: Option<i64>,
     /// … and this many.
@@ -233,7 +235,7 @@ impl Shelf {
 
     fn depth(&self) -> u64 {
         let inner = locked(&self.inner);
-        inner.tail_rows + (inner.ready.len() + inner.known.len()) as u64
+        inner.tail_rows + (inner.ready.len() + inner.known.len() + inner.reading) as u64
     }
 
     /// At open: all rows are in the file.
@@ -274,7 +276,9 @@ impl Shelf {
         }
         inner.refilling = true;
         let count = count.min(inner.known.len());
-        let known = inner.known.drain(..count).collect();
+        let known: Vec<_> = inner.known.drain(..count).collect();
+        // They are left in the queue until they are ready: who adds up depths must not miss them.
+        inner.reading = known.len();
         Some((known, inner.tail))
     }
 
@@ -285,6 +289,7 @@ impl Shelf {
             .into_iter()
             .rev()
             .for_each(|key| inner.known.push_front(key));
+        inner.reading = 0;
         inner.refilling = false;
     }
 
@@ -300,6 +305,7 @@ impl Shelf {
             .into_iter()
             .chain(page)
             .for_each(|message| inner.push(message));
+        inner.reading = 0;
         inner.refilling = false;
         drop(inner);
         self.changed.notify_waiters();

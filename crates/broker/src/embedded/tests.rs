@@ -25,6 +25,31 @@ async fn next(consumer: &mut Box<dyn Consume>) -> Received {
     received.expect("in time").expect("open")
 }
 
+/// While the writer reads what came due, nobody may believe the queue empty: whoever adds up the
+/// depths, a person or the law of the tests, would call it lost.
+#[test]
+fn what_is_being_read_is_counted() {
+    let shelves = Shelves::new(topology::QUEUE_MAX);
+    let shelf = shelves.of(Queue::Deliver);
+    let depth = || {
+        let depths = shelves.depths().into_iter();
+        depths.map(|(_, depth)| depth).sum::<u64>()
+    };
+    let key = |id| file::Key {
+        table: file::Table::Later,
+        id,
+    };
+    shelf.know([key(1), key(2)]);
+    let (known, tail) = shelf.wanted(10).expect("there is something to read");
+    assert_eq!((known.len(), tail, depth()), (2, None, 2));
+    shelf.unwanted(known);
+    assert_eq!(depth(), 2, "it could not be read");
+    let (known, _) = shelf.wanted(10).expect("again");
+    let read = |key| file::Message::of(key, parcel(1, 1), String::new(), 0);
+    shelf.refill(known.into_iter().map(read).collect(), Vec::new(), None);
+    assert_eq!(depth(), 2, "it is ready");
+}
+
 /// A file that may not grow: what is refused is refused, what was confirmed is there, and room
 /// that comes back is used.
 #[tokio::test]

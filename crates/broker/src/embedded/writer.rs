@@ -219,8 +219,10 @@ impl Writer {
             });
         }
         if !due.is_empty() {
-            self.shelves.undelay(due.len() as u64);
+            let count = due.len() as u64;
+            // In this order: counted twice for a moment, and never not at all.
             self.shelves.of(Queue::Deliver).know(due);
+            self.shelves.undelay(count);
             self.refills.push(Queue::Deliver);
         }
     }

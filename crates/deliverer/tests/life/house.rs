@@ -38,7 +38,9 @@ pub(crate) struct House {
     disable: mpsc::Sender<(SubscriptionId, String)>,
     subscriptions: HashMap<SubscriptionId, Arc<Stored>>,
     revision: u64,
-    folder: TempDir,
+    /// What the deliverer follows instead of the subscriptions above.
+    pub(crate) feed: Option<Feed>,
+    pub(crate) folder: TempDir,
 }
 
 pub(crate) struct Running {
@@ -57,6 +59,16 @@ pub(crate) fn subscription(name: &str, target_url: &str, more: Value) -> Subscri
     let map = fields.as_object_mut().expect("an object");
     map.extend(more.as_object().cloned().unwrap_or_default());
     serde_json::from_value(fields).expect("a subscription")
+}
+
+/// A subscription as the store has it.
+pub(crate) fn with_keys(subscription: Subscription) -> Stored {
+    let key = SigningKey::parse(SECRET).expect("a key");
+    let keys = SigningKeys(vec![LiveKey {
+        key,
+        expires_at: None,
+    }]);
+    Stored { subscription, keys }
 }
 
 /// An event `ID` whose data is `{"n": ID}`.
@@ -84,15 +96,8 @@ impl House {
         let metrics = Metrics::register(&registry).expect("registers");
         let (disable, disabled) = mpsc::channel(8);
         let stored = |subscription: Subscription| {
-            let key = SigningKey::parse(SECRET).expect("a key");
-            let keys = SigningKeys(vec![LiveKey {
-                key,
-                expires_at: None,
-            }]);
-            (
-                subscription.id.clone(),
-                Arc::new(Stored { subscription, keys }),
-            )
+            let id = subscription.id.clone();
+            (id, Arc::new(with_keys(subscription)))
         };
         Self {
             broker,
@@ -106,6 +111,7 @@ impl House {
             disable,
             subscriptions: subscriptions.into_iter().map(stored).collect(),
             revision: 1,
+            feed: None,
             folder,
         }
     }
@@ -126,10 +132,13 @@ impl House {
 
     /// Starts a deliverer that knows the subscriptions.
     pub(crate) fn start(&self) -> Running {
-        let feed = Feed::fixed(Snapshot {
-            revision: self.revision,
-            subscriptions: self.subscriptions.clone(),
-        });
+        let fixed = || {
+            Feed::fixed(Snapshot {
+                revision: self.revision,
+                subscriptions: self.subscriptions.clone(),
+            })
+        };
+        let feed = self.feed.clone().unwrap_or_else(fixed);
         let parts = Parts {
             broker: self.broker.clone(),
             feed,

@@ -5,12 +5,14 @@ use event::{
     delivery::Purpose,
     log::{Archive, LogBatch, LogEntry},
     reason::{AttemptError, DeadReason, DeliveryState as State},
-    subscription::View,
+    subscription::{SubscriptionState, View},
 };
 use serde_json::{Value, json};
+use store::{Store, feed::Feed};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    house::{House, event, item, subscription},
+    house::{House, LONG, event, item, subscription, with_keys},
     receiver::{Receiver, Reply},
     well,
 };
@@ -258,4 +260,39 @@ async fn a_replay_is_filtered_and_retried_like_any_other_and_marked_as_one() {
         assert_eq!(request.header("webhook-id"), "e1");
     }
     assert_eq!(house.left().await, 0);
+}
+
+/// A resume sends what is held, and may reach a deliverer before the news of the resume does.
+#[tokio::test]
+async fn what_a_resume_sends_is_not_held_again_by_who_has_not_heard_of_it() {
+    let receiver = well().await;
+    let mut house = House::with([]).await;
+    house.archive = Archive::Full;
+    let url = format!("sqlite://{}/store.db", house.folder.path().display());
+    let settings = store::Settings {
+        url,
+        encryption_key: None,
+    };
+    let store = Store::open(&settings).await.expect("opens");
+    let paused = subscription("a", &receiver.url("/"), json!({"state": "paused"}));
+    let inserted = store.insert_subscription(with_keys(paused)).await;
+    let mut stored = inserted.expect("stored");
+    let stop = CancellationToken::new();
+    // It looks when it starts, and by itself not again.
+    let feed = Feed::follow(store.clone(), LONG * 100, stop.clone());
+    let knows = |snapshot: &store::feed::Snapshot| !snapshot.subscriptions.is_empty();
+    feed.shows(LONG, knows).await;
+    stored.subscription.state = SubscriptionState::Active;
+    let resumed = store.replace_subscription(stored).await.expect("stored");
+    let revision = resumed.expect("resumed").subscription.revision;
+    house.feed = Some(feed);
+    let mut held = item(event("e1"), &["a"]);
+    held["revision"] = json!(revision);
+    house.publish(vec![held]).await;
+    let running = house.start();
+    let entries = house.log(1).await;
+    running.stop().await;
+    assert_eq!(states(&entries), [("sub_a", State::Delivered, 1)]);
+    assert_eq!(receiver.requests().len(), 1);
+    stop.cancel();
 }
