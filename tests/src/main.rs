@@ -2,6 +2,7 @@
 
 mod archive;
 mod broker_contract;
+mod checker;
 mod cloud_events;
 mod command;
 mod dead_letters;
@@ -16,6 +17,7 @@ mod life;
 mod loaders;
 mod log;
 mod openapi;
+mod proxy;
 mod recorder;
 mod redacts;
 mod remembers;

@@ -3,6 +3,7 @@
 //!
 //! A server that is not installed fails the test with the command that installs it; nothing skips.
 
+pub(crate) mod checker;
 pub(crate) mod clients;
 pub(crate) mod folder;
 pub(crate) mod http;
@@ -10,6 +11,7 @@ pub(crate) mod node;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod prometheus;
+pub(crate) mod proxy;
 pub(crate) mod rabbit;
 pub(crate) mod receiver;
 pub(crate) mod world;
