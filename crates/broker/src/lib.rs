@@ -6,7 +6,10 @@
 //! redeliver, delay, dead, limit, shutdown.
 #![warn(missing_docs)]
 
+pub mod clock;
 pub mod ladder;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod topology;
 
 mod embedded;

@@ -47,9 +47,13 @@ pub async fn publish_while(
 
 /// Between half of `pause` and all of it: a hundred waiters must not come back as one.
 pub(crate) fn jittered(pause: Duration) -> Duration {
-    // `RandomState` is seeded by the system; it saves a dependency on a generator of its own.
     let half = pause / 2;
     let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
+    #[cfg(feature = "sim")]
+    if let Some(drawn) = crate::sim::draw(spread) {
+        return half + Duration::from_nanos(drawn);
+    }
+    // `RandomState` is seeded by the system; it saves a dependency on a generator of its own.
     half + Duration::from_nanos(RandomState::new().hash_one(0u8) % spread)
 }
 

@@ -79,6 +79,11 @@ impl Broker {
         Ok(Self { backend })
     }
 
+    /// A broker of somebody else's making: a simulation's.
+    pub fn over(backend: Arc<dyn Backend>) -> Self {
+        Self { backend }
+    }
+
     /// A handle to publish with.
     pub fn publisher(&self) -> Arc<dyn Publish> {
         self.backend.publisher()

@@ -25,6 +25,15 @@ struct Bundle {
 
 /// Divides a parcel's ticket between its `count` deliveries. A parcel without any is done with.
 pub(crate) fn share(ticket: Ticket, count: usize) -> Vec<Share> {
+    #[cfg(feature = "sim")]
+    if broker::sim::planted("bundle acked with its first share") {
+        return crate::sim::share_with_the_first(ticket, count);
+    }
+    undivided(ticket, count)
+}
+
+/// All shares of one ticket.
+pub(crate) fn undivided(ticket: Ticket, count: usize) -> Vec<Share> {
     let bundle = Arc::new(Bundle {
         ticket: Some(ticket),
         unsettled: AtomicBool::new(false),

@@ -30,6 +30,8 @@ mod fault;
 mod timing;
 
 pub(crate) use fault::not_allowed;
+#[cfg(feature = "sim")]
+pub(crate) use fault::no_answer;
 pub(crate) use timing::micros;
 use timing::{Marks, Sessions, Timed, looked_up};
 

@@ -2,9 +2,8 @@
 
 use std::{pin::pin, sync::Arc};
 
-use broker::{Consume, Parcel, Received, Route, publish_until_taken};
+use broker::{Consume, Parcel, Received, Route, clock, publish_until_taken};
 use event::{delivery::Bundle, reason::QuarantineReason};
-use jiff::Timestamp;
 use tokio::{task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +85,7 @@ impl Deliverer {
             headers: vec![
                 header("reason", QuarantineReason::Malformed.word().into()),
                 header("detail", format!("not a bundle of deliveries: {error}")),
-                header("first-seen", Timestamp::now().to_string()),
+                header("first-seen", clock::now().to_string()),
                 header("source", received.source),
             ],
             body: received.body,

@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
+use broker::clock;
 use event::{
     Event, EventId, Tenant, admission::admit_view, event::EVENT_BYTES_MAX, reason::AttemptError,
     subscription::View,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use jiff::Timestamp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 use serde_json::value::RawValue;
 use tokio::{
@@ -325,7 +325,7 @@ impl Loader {
                 bytes_max: EVENT_BYTES_MAX,
             })
             .await;
-        let pause = verdict::asked_pause(&outcome, Timestamp::now());
+        let pause = verdict::asked_pause(&outcome, clock::now());
         slot.leave(&outcome, pause, || park::jitter(event.id.as_str(), 0));
         Ok(match (outcome.status, outcome.error) {
             (Some(status @ (404 | 410)), _) => Answer::Absent(status),

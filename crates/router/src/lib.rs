@@ -16,7 +16,7 @@ pub mod table;
 use std::sync::Arc;
 
 use archive::{Archive, Routed, Shelf};
-use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, publish_while};
+use broker::{Broker, Consume, Parcel, Publish, Queue, Received, Route, clock, publish_while};
 use bundle::{Bundle, EventJson, Source, Waiting};
 use event::{Event, EventId, SubscriptionId};
 use futures_util::{
@@ -270,7 +270,7 @@ impl Router {
 
     /// Reads a message, or quarantines it; returns how many events it has, at least 1.
     fn take(&mut self, message: Received, taken: &mut Vec<Taken>) -> usize {
-        let at = Timestamp::now();
+        let at = clock::now();
         if message.redelivered {
             self.metrics.redelivered.inc();
         }

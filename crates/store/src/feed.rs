@@ -79,6 +79,22 @@ impl Feed {
         Self::new(Some(Arc::new(snapshot)), None)
     }
 
+    /// A feed that changes when its owner says so ([`Self::turn_to`]), for simulations.
+    pub fn by_hand(snapshot: Snapshot) -> Self {
+        let now = Mutex::new(Instant::now());
+        Self::new(Some(Arc::new(snapshot)), Some(now))
+    }
+
+    /// The store of a feed [`Self::by_hand`] has answered with this.
+    pub fn turn_to(&self, snapshot: Snapshot) {
+        if let Some(answered) = &self.shared.answered {
+            *answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+        if self.receiver.borrow().as_ref().map(|known| known.revision) != Some(snapshot.revision) {
+            self.shared.sender.send_replace(Some(Arc::new(snapshot)));
+        }
+    }
+
     fn new(first: Option<Arc<Snapshot>>, answered: Option<Mutex<Instant>>) -> Self {
         let (sender, receiver) = watch::channel(first);
         Self {

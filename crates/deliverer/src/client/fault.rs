@@ -22,7 +22,7 @@ pub(super) fn headers_too_large() -> Outcome {
     )
 }
 
-pub(super) fn no_answer(timeout: Duration) -> Outcome {
+pub(crate) fn no_answer(timeout: Duration) -> Outcome {
     Outcome::failed(
         AttemptError::Timeout,
         format!("no answer within {timeout:?}"),
