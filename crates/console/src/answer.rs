@@ -70,7 +70,11 @@ pub(crate) fn refused(refusal: Refusal) -> Problem {
         .faults
         .into_iter()
         .map(|fault| (fault.pointer, fault.message));
-    Problem::new(status, refusal.code, refusal.detail).with_errors(errors)
+    let problem = Problem::new(status, refusal.code, refusal.detail).with_errors(errors);
+    match refusal.position {
+        Some(at) => problem.with_position(at.line, at.column, at.byte),
+        None => problem,
+    }
 }
 
 /// The broker did not take a parcel; `None` is no answer in time.

@@ -587,7 +587,8 @@ fn finding(code: &'static str, prefix: &str, pointer: &str, message: impl Into<S
     }
 }
 
-/// One refusal for everything found. Its code is the findings' own where they agree.
+/// One refusal for everything found. Its code is the findings' own where they agree; what cannot
+/// be read at all (400) decides over what was read and is wrong.
 fn refusal(mut found: Vec<Finding>) -> Refusal {
     if found
         .iter()
@@ -606,12 +607,16 @@ fn refusal(mut found: Vec<Finding>) -> Refusal {
             status = 422;
         }
     }
+    if let Some(unread) = found.iter().find(|finding| finding.status == 400) {
+        (code, status) = (unread.code, unread.status);
+    }
     let faults: Vec<Fault> = found.into_iter().map(|finding| finding.fault).collect();
     Refusal {
         code,
         status,
         detail: sentence("the event", &faults),
         faults,
+        position: None,
     }
 }
 
@@ -623,6 +628,7 @@ fn too_large(pointer: &str, bytes: usize) -> Refusal {
         status: 413,
         detail,
         faults,
+        position: None,
     }
 }
 

@@ -24,6 +24,31 @@ impl Fault {
     }
 }
 
+/// Where in a text its reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// From 0.
+    pub byte: usize,
+}
+
+impl Position {
+    /// The position of a byte in a text that need not be UTF-8 after it.
+    pub(crate) fn of(text: &[u8], byte: usize) -> Self {
+        let before = &text[..byte.min(text.len())];
+        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        let from = before.iter().rposition(|b| *b == b'\n');
+        let line_start = from.map_or(0, |newline| newline + 1);
+        // A character is counted by its first byte.
+        let first = |b: &&u8| (**b & 0xC0) != 0x80;
+        let column = before[line_start..].iter().filter(first).count() + 1;
+        Self { line, column, byte }
+    }
+}
+
 /// Why some input was not taken, with every fault found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
@@ -36,16 +61,27 @@ pub struct Refusal {
     pub detail: String,
     /// Everything wrong at once, in the order of the input.
     pub faults: Vec<Fault>,
+    /// Where the reading ended, for what could not be read.
+    pub position: Option<Position>,
 }
 
 impl Refusal {
-    /// The bytes could not be read as what they claim to be (400).
+    /// The bytes could not be read as what they claim to be (400): a fault of the whole.
     pub fn unreadable(code: &'static str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let faults = vec![Fault::at("", detail.as_str())];
         Self {
-            code,
             status: 400,
-            detail: detail.into(),
-            faults: Vec::new(),
+            ..Self::invalid(code, detail, faults)
+        }
+    }
+
+    /// The same, with the place.
+    #[must_use]
+    pub(crate) fn with_position(self, position: Position) -> Self {
+        Self {
+            position: Some(position),
+            ..self
         }
     }
 
@@ -56,6 +92,7 @@ impl Refusal {
             status: 422,
             detail: detail.into(),
             faults,
+            position: None,
         }
     }
 }

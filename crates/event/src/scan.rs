@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use crate::fault::{Fault, Refusal, shown};
+use crate::fault::{Fault, Position, Refusal, shown};
 
 /// How deep a document may be nested; the outermost value is the first level.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -84,23 +84,29 @@ pub(crate) fn text_of(body: &[u8]) -> Result<&str, Refusal> {
     match body {
         [] => return Err(Refusal::unreadable("empty_body", "the body is empty")),
         [0xEF, 0xBB, 0xBF, ..] => {
-            let text = "the body begins with a byte order mark (BOM), which JSON does not accept";
-            return Err(Refusal::unreadable("bad_utf8", text));
+            let text = "the body begins with a byte order mark (BOM), which JSON does not accept; \
+                        send UTF-8 without it";
+            return Err(misencoded(body, 0, text));
         }
         [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..] | [0, _, ..] | [_, 0, ..] => {
             let text =
                 "the body looks like UTF-16 or UTF-32; a BOM or UTF-16 is not accepted, send UTF-8";
-            return Err(Refusal::unreadable("bad_utf8", text));
+            return Err(misencoded(body, 0, text));
         }
         _ => {}
     }
     std::str::from_utf8(body).map_err(|error| {
+        let at = error.valid_up_to();
+        let Position { line, column, .. } = Position::of(body, at);
         let text = format!(
-            "the body is not valid UTF-8 at byte {}",
-            error.valid_up_to()
+            "the body is not valid UTF-8 at byte {at} (line {line}, column {column}); send UTF-8"
         );
-        Refusal::unreadable("bad_utf8", text)
+        misencoded(body, at, text)
     })
+}
+
+fn misencoded(body: &[u8], at: usize, text: impl Into<String>) -> Refusal {
+    Refusal::unreadable("bad_utf8", text).with_position(Position::of(body, at))
 }
 
 /// Scans a body that has to be one object and nothing else.
@@ -156,20 +162,10 @@ pub(crate) fn nothing_after(text: &str, from: usize) -> Result<(), Refusal> {
 
 /// A refusal that says where the text stops being JSON.
 pub(crate) fn syntax(text: &str, at: usize, what: &str) -> Refusal {
-    let before = &text.as_bytes()[..at.min(text.len())];
-    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-    let line_start = before
-        .iter()
-        .rposition(|b| *b == b'\n')
-        .map_or(0, |newline| newline + 1);
-    // A character is counted by its first byte.
-    let column = before[line_start..]
-        .iter()
-        .filter(|b| (**b & 0xC0) != 0x80)
-        .count()
-        + 1;
+    let position = Position::of(text.as_bytes(), at);
+    let Position { line, column, .. } = position;
     let text = format!("the body is not JSON: {what} at line {line}, column {column}");
-    Refusal::unreadable("bad_json", text)
+    Refusal::unreadable("bad_json", text).with_position(position)
 }
 
 /// The text of a string value, unescaped; `None` for what has no text (a lone surrogate).
@@ -475,8 +471,12 @@ impl<'a> Scanner<'a, '_> {
             Some(b'1'..=b'9') => self.digits()?,
             _ => return Err(self.expected("a digit")),
         }
-        if matches!(self.bytes.get(self.at), Some(b'0'..=b'9' | b'x' | b'X')) {
-            return Err(self.unexpected("a number with a leading zero"));
+        match self.bytes.get(self.at) {
+            Some(b'0'..=b'9') => return Err(self.unexpected("a number with a leading zero")),
+            Some(b'x' | b'X') => {
+                return Err(self.unexpected("JSON has no hexadecimal numbers, but found one"));
+            }
+            _ => {}
         }
         if self.bytes.get(self.at) == Some(&b'.') {
             self.at += 1;
@@ -617,6 +617,8 @@ impl<'a> Scanner<'a, '_> {
             [b'\'', ..] => " (JSON has only double quotes)",
             [b'/', b'/' | b'*', ..] | [b'#', ..] => " (JSON has no comments)",
             [b'N' | b'I', ..] => " (JSON has no NaN and no Infinity)",
+            [b'+', ..] => " (JSON numbers have no plus sign)",
+            [b'.', ..] => " (a number needs a digit before the point)",
             _ => "",
         };
         let found = rest.chars().next().unwrap_or_default().escape_default();

@@ -281,10 +281,12 @@ fn refused(refusal: Refusal) -> Refused {
         .faults
         .into_iter()
         .map(|fault| (fault.pointer, fault.message));
-    (
-        reason,
-        Problem::new(status, refusal.code, refusal.detail).with_errors(errors),
-    )
+    let problem = Problem::new(status, refusal.code, refusal.detail).with_errors(errors);
+    let problem = match refusal.position {
+        Some(at) => problem.with_position(at.line, at.column, at.byte),
+        None => problem,
+    };
+    (reason, problem)
 }
 
 /// Says every id that another event has.

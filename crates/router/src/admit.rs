@@ -12,7 +12,7 @@ use event::{
         self, Envelope,
         cloud_events::{self, Attributes},
     },
-    fault::Refusal,
+    fault::{Fault, Refusal},
     reason::QuarantineReason,
 };
 use jiff::Timestamp;
@@ -98,7 +98,9 @@ fn is_batch(message: &Received) -> bool {
 
 fn unfit(refusal: &Refusal) -> Unfit {
     let mut detail = refusal.detail.clone();
-    for fault in refusal.faults.iter().take(20) {
+    // A fault of the whole is the sentence itself.
+    let placed = |fault: &&Fault| !fault.pointer.is_empty();
+    for fault in refusal.faults.iter().filter(placed).take(20) {
         detail.push_str(&format!("; {}: {}", fault.pointer, fault.message));
     }
     Unfit {

@@ -342,8 +342,8 @@ fn i11_to_i21_what_another_parser_would_read_differently_is_refused() {
     check(
         "I17",
         r#"{"tenant":"a","tenant":"b"}"#,
-        "invalid_event",
-        422,
+        "duplicate_key",
+        400,
         "/tenant",
         "duplicate field `tenant`",
     );

@@ -221,10 +221,8 @@ fn read(body: &[u8]) -> Result<(Map<String, Value>, Vec<Fault>), Refusal> {
         let got = body.len();
         let detail = format!("a subscription is at most {EVENT_BYTES_MAX} bytes, got {got}");
         return Err(Refusal {
-            code: "too_large",
             status: 413,
-            detail,
-            faults: Vec::new(),
+            ..Refusal::invalid("too_large", detail, Vec::new())
         });
     }
     let document = scan::object(body)?;

@@ -1,5 +1,7 @@
 //! RFC 9457: every refusal and failure of the API has one shape.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -24,7 +26,16 @@ pub struct Problem {
     code: &'static str,
     detail: String,
     errors: Vec<FieldError>,
+    position: Option<Position>,
     retry_after_s: Option<u32>,
+}
+
+/// Where in the body its reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Position {
+    line: usize,
+    column: usize,
+    byte: usize,
 }
 
 impl Problem {
@@ -35,6 +46,7 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
+            position: None,
             retry_after_s: None,
         }
     }
@@ -48,6 +60,13 @@ impl Problem {
         self
     }
 
+    /// With the place in the body where its reading ended: line and column from 1, byte from 0.
+    #[must_use]
+    pub fn with_position(self, line: usize, column: usize, byte: usize) -> Self {
+        let position = Some(Position { line, column, byte });
+        Self { position, ..self }
+    }
+
     /// The same under another status, for a route whose clients wait for that one.
     #[must_use]
     pub fn with_status(self, status: StatusCode) -> Self {
@@ -59,6 +78,16 @@ impl Problem {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
         Self {
             retry_after_s: Some(1),
+            ..problem
+        }
+    }
+
+    /// Asked too often (429); `Retry-After` says when to ask again.
+    pub fn too_many(detail: impl Into<String>, wait: Duration) -> Self {
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+        let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self {
+            retry_after_s: Some(u32::try_from(whole).unwrap_or(u32::MAX).max(1)),
             ..problem
         }
     }
@@ -105,6 +134,8 @@ struct Body<'a> {
     code: &'static str,
     detail: &'a str,
     errors: &'a [FieldError],
+    #[serde(flatten)]
+    position: Option<Position>,
 }
 
 impl IntoResponse for Problem {
@@ -116,6 +147,7 @@ impl IntoResponse for Problem {
             code: self.code,
             detail: &self.detail,
             errors: &self.errors,
+            position: self.position,
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let kind = (
