@@ -78,6 +78,7 @@ async fn api_with(admin: Option<&str>) -> Api {
         rules: TargetRules {
             allow: vec!["127.0.0.0/8".parse().unwrap()],
             require_https: true,
+            ..TargetRules::default()
         },
         dialects: Arc::new(Dialects::builtin()),
     });

@@ -1,46 +1,52 @@
 //! The guarded client: the only place of the workspace that opens connections to endpoints.
 //!
-//! It dials only what [`TargetRules`] permit: a literal address is judged before dialling, a name
-//! is resolved once and refused if any of its addresses is not permitted, and what was judged is
-//! what is dialled. No redirect is followed, no proxy is taken from the environment, nothing is
-//! decompressed, no cookie is kept; one deadline covers connecting, TLS, headers and body. There is
-//! no way to build an unguarded one.
+//! It dials only what the rules for targets permit (`dial`): a literal address is judged, a name is
+//! resolved once and refused if any of its addresses is not permitted, and what was judged is what
+//! is dialled. No redirect is followed, no proxy is asked, nothing is decompressed, no cookie is
+//! kept; one deadline covers connecting, TLS, headers and body. There is no way to build an
+//! unguarded one.
 
-use std::{fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use event::{reason::AttemptError, target::TargetRules};
-use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use event::reason::AttemptError;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
 use rustls::{
     ClientConfig, RootCertStore,
     client::Resumption,
     pki_types::{CertificateDer, pem::PemObject},
 };
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, warn};
-use url::{Host, Url};
+use tracing::warn;
+use url::Url;
 
 use crate::{
     outcome::{self, Outcome, RETRY_AFTER_BYTES_MAX},
     settings::{Egress, Settings},
 };
 
+mod crowd;
+mod dial;
 mod fault;
 mod timing;
 
-pub(crate) use fault::not_allowed;
+use dial::{DialError, Dialler};
 #[cfg(feature = "sim")]
 pub(crate) use fault::no_answer;
+pub(crate) use fault::not_allowed;
+use timing::Marks;
 pub(crate) use timing::micros;
-use timing::{Marks, Sessions, Timed, looked_up};
 
-/// At most so many of a name's addresses are tried.
-const ADDRESSES_MAX: usize = 16;
 /// More response headers than that are refused.
 const HEADERS_MAX: usize = 64;
-/// A larger header block is refused.
-const HEADER_BYTES_MAX: usize = 32 * 1024;
+/// More of a response is never buffered, so a header block cannot be larger.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// Idle connections kept to one host.
 const IDLE_PER_HOST_MAX: usize = 256;
 /// Names whose TLS sessions are remembered, to be resumed.
@@ -62,9 +68,6 @@ pub enum BuildError {
     /// The TLS library refused its own defaults.
     #[error("tls cannot be set up")]
     Tls(#[from] rustls::Error),
-    /// The HTTP client refused its options.
-    #[error("the http client cannot be set up")]
-    Http(#[from] reqwest::Error),
 }
 
 /// One request to make.
@@ -105,34 +108,32 @@ pub(crate) struct Get {
 /// Sends requests. Keeps idle connections for the next delivery.
 #[derive(Debug)]
 pub(crate) struct Client {
-    http: reqwest::Client,
-    rules: Arc<TargetRules>,
+    http: legacy::Client<Dialler, Full<Bytes>>,
     response_bytes_max: usize,
     response_timeout: Duration,
 }
 
+/// Nothing was attempted: as many attempts as may be are under way to the target's address.
+#[derive(Debug)]
+pub(crate) struct Crowded;
+
 impl Client {
     pub(crate) fn new(settings: &Settings, egress: &Egress) -> Result<Self, BuildError> {
-        let rules = Arc::new(egress.rules());
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(egress.ca_file.as_deref())?)
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            // A repeated request could be a duplicate; the retry ladder alone repeats.
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .http1_only()
+        let dialler = Dialler::new(
+            egress.rules(),
+            tls(egress.ca_file.as_deref())?,
+            settings.connect_timeout,
+            egress.address_max,
+        );
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .http1_max_buf_size(BUFFER_BYTES_MAX)
             .http1_max_headers(HEADERS_MAX)
-            .dns_resolver(Guarded(rules.clone()))
-            .connector_layer(Timed)
-            .connect_timeout(settings.connect_timeout)
             .pool_idle_timeout(settings.idle_timeout)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .build()?;
+            .pool_timer(TokioTimer::new())
+            .build(dialler);
         Ok(Self {
             http,
-            rules,
             response_bytes_max: usize::try_from(settings.response_max.as_u64())
                 .unwrap_or(usize::MAX),
             response_timeout: settings.response_timeout,
@@ -140,26 +141,26 @@ impl Client {
     }
 
     /// Makes one attempt. Every way it can end is an [`Outcome`].
-    pub(crate) async fn post(&self, post: Post) -> Outcome {
+    pub(crate) async fn post(&self, post: Post) -> Result<Outcome, Crowded> {
         let begun = Instant::now();
         let deadline = begun + post.timeout;
-        let mut request = reqwest::Request::new(Method::POST, post.url);
-        *request.headers_mut() = post.headers;
-        *request.body_mut() = Some(post.body.into());
         let marks = Marks::default();
+        let said = Said::of(&post.headers);
+        let request = request(Method::POST, &post.url, post.headers, post.body);
         let (mut outcome, answered) = match self.send(request, deadline, post.timeout, &marks).await
         {
             Ok(response) => {
                 let answered = Instant::now();
-                let outcome = self.read(response, deadline, post.keep).await;
+                let outcome = self.read(response, deadline, post.keep, &said).await;
                 (outcome, Some(answered))
             }
-            Err(outcome) => (outcome, None),
+            Err(Failed::Crowded) => return Err(Crowded),
+            Err(Failed::So(outcome)) => (*outcome, None),
         };
         outcome.took = begun.elapsed();
         outcome.seen.timing = marks.timing(begun, answered);
         outcome.seen.timing.total = micros(outcome.took);
-        outcome
+        Ok(outcome)
     }
 
     /// Asks for a document. The body is whole, or the outcome is a failure.
@@ -172,15 +173,15 @@ impl Client {
             bytes_max,
         } = get;
         let deadline = begun + timeout;
-        let mut request = reqwest::Request::new(Method::GET, url);
-        *request.headers_mut() = headers;
+        let request = request(Method::GET, &url, headers, Bytes::new());
         let marks = Marks::default();
         let (mut outcome, body) = match self.send(request, deadline, timeout, &marks).await {
             Ok(response) => match timeout_at(deadline, document(response, bytes_max)).await {
                 Ok(read) => read,
                 Err(_) => (fault::no_answer(timeout), Vec::new()),
             },
-            Err(outcome) => (outcome, Vec::new()),
+            Err(Failed::So(outcome)) => (*outcome, Vec::new()),
+            Err(Failed::Crowded) => (fault::outcome(&DialError::Crowded), Vec::new()),
         };
         outcome.took = begun.elapsed();
         (outcome, body)
@@ -189,64 +190,60 @@ impl Client {
     /// Sends a request, and hands out the response when its head is there.
     async fn send(
         &self,
-        request: reqwest::Request,
+        request: Option<Request<Full<Bytes>>>,
         deadline: Instant,
         timeout: Duration,
         marks: &Marks,
-    ) -> Result<reqwest::Response, Outcome> {
-        // The connector does not ask the resolver about a literal address, so it is judged here.
-        if let Some(address) = literal(request.url())
-            && !self.rules.permits(address)
-        {
-            debug!(%address, "literal target refused");
-            return Err(not_allowed());
-        }
-        let response = match timeout_at(deadline, marks.on(self.http.execute(request))).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(fault::outcome(&error)),
-            Err(_) => return Err(fault::no_answer(timeout)),
+    ) -> Result<Response<Incoming>, Failed> {
+        // Whatever URL it is that cannot be asked for, nothing is dialled for it.
+        let request = request.ok_or_else(|| Failed::So(Box::new(not_allowed())))?;
+        let sent = timeout_at(deadline, marks.on(self.http.request(request))).await;
+        let failed = match sent {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(error)) => match dial::find::<DialError>(&error) {
+                Some(DialError::Crowded) => return Err(Failed::Crowded),
+                _ => fault::outcome(&error),
+            },
+            Err(_) => fault::no_answer(timeout),
         };
-        if let Some(peer) = response.remote_addr()
-            && !self.rules.permits(peer.ip())
-        {
-            // Cannot happen while the two checks before dialling hold.
-            warn!(%peer, "an address was dialled that is not permitted");
-            return Err(not_allowed());
-        }
-        let size: usize = response
-            .headers()
-            .iter()
-            .map(|(name, value)| name.as_str().len() + value.len() + 4)
-            .sum();
-        if size > HEADER_BYTES_MAX {
-            return Err(fault::headers_too_large());
-        }
-        Ok(response)
+        Err(Failed::So(Box::new(failed)))
     }
 
-    async fn read(&self, response: reqwest::Response, deadline: Instant, keep: Keep) -> Outcome {
-        let headers = response.headers();
-        let mut outcome = Outcome::answered(response.status().as_u16());
+    async fn read(
+        &self,
+        response: Response<Incoming>,
+        deadline: Instant,
+        keep: Keep,
+        said: &Said,
+    ) -> Outcome {
+        let (head, body) = response.into_parts();
+        let headers = &head.headers;
+        let mut outcome = Outcome::answered(head.status.as_u16());
         if outcome.error.is_some() {
             outcome.retry_after = retry_after(headers);
         }
         if keep != Keep::Nothing {
             outcome.seen.headers = outcome::shown_headers(headers);
+            for (_, value) in &mut outcome.seen.headers {
+                *value = said.unsaid(value);
+            }
         }
-        let encoded = headers.get(header::CONTENT_ENCODING).is_some();
+        let encoded = headers.contains_key(header::CONTENT_ENCODING);
         // The status has decided. What follows is read so that people can see it, and so that the
         // connection can carry the next delivery; however it ends, the outcome stands.
         let until = deadline.min(Instant::now() + self.response_timeout);
         let failed = outcome.error.is_some();
-        let body = self
-            .body(response, until, failed || keep == Keep::All)
-            .await;
+        let (body, end) = self.body(body, until, failed || keep == Keep::All).await;
+        if end == BodyEnd::Broken {
+            outcome.seen.note = Some("body_incomplete: the answer broke off after its status");
+        }
         if body.is_empty() {
             return outcome;
         }
-        let shown = |bytes_max| match encoded {
-            true => format!("(encoded, {} bytes)", body.len()),
-            false => outcome::shown(&body, bytes_max),
+        let text = (!encoded).then(|| said.unsaid(&String::from_utf8_lossy(&body)));
+        let shown = |bytes_max| match &text {
+            None => format!("(encoded, {} bytes)", body.len()),
+            Some(text) => outcome::shown(text.as_bytes(), bytes_max),
         };
         if failed {
             outcome.response = Some(shown(outcome::TRAVELS_BYTES_MAX));
@@ -259,41 +256,115 @@ impl Client {
 
     /// Reads the body to its end or to a bound. Beyond the bound the connection is closed: reading
     /// on would let the endpoint decide how much of us it takes.
-    async fn body(&self, mut response: reqwest::Response, until: Instant, keep: bool) -> Vec<u8> {
+    async fn body(&self, mut body: Incoming, until: Instant, keep: bool) -> (Vec<u8>, BodyEnd) {
         let mut kept = Vec::new();
         let mut read = 0;
-        while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
+        loop {
+            let chunk = match timeout_at(until, body.frame()).await {
+                Ok(None) => return (kept, BodyEnd::Whole),
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(_))) | Err(_) => return (kept, BodyEnd::Broken),
+            };
             read += chunk.len();
             if keep {
                 let room = self.response_bytes_max.saturating_sub(kept.len());
                 kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
             if read > self.response_bytes_max {
-                break;
+                return (kept, BodyEnd::Cut);
             }
         }
-        kept
+    }
+}
+
+/// Why there is no response.
+enum Failed {
+    Crowded,
+    So(Box<Outcome>),
+}
+
+/// How reading a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BodyEnd {
+    Whole,
+    /// We had enough.
+    Cut,
+    /// It broke off, or did not go on in time.
+    Broken,
+}
+
+/// A request as it goes out, or `None` where the URL cannot be asked for.
+fn request(
+    method: Method,
+    url: &Url,
+    mut headers: HeaderMap,
+    body: Bytes,
+) -> Option<Request<Full<Bytes>>> {
+    for (name, value) in [(header::ACCEPT, "*/*"), (header::USER_AGENT, USER_AGENT)] {
+        let ours = HeaderValue::from_static(value);
+        headers.entry(name).or_insert(ours);
+    }
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = url.as_str().parse().ok()?;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// What we said in confidence, to be kept out of what is shown of an answer that repeats it.
+struct Said(Vec<String>);
+
+/// Shorter ones are words that an answer may use by itself.
+const SECRET_BYTES_MIN: usize = 8;
+
+impl Said {
+    fn of(headers: &HeaderMap) -> Self {
+        let secret = |(name, value): &(&http::HeaderName, &HeaderValue)| {
+            value.is_sensitive() || name.as_str() == "webhook-signature"
+        };
+        let values = headers.iter().filter(secret);
+        let mut said: Vec<String> = values
+            .filter_map(|(_, value)| value.to_str().ok())
+            .flat_map(|value| [value].into_iter().chain(value.split(' ')))
+            .filter(|part| part.len() >= SECRET_BYTES_MIN)
+            .map(str::to_owned)
+            .collect();
+        // The whole before its parts.
+        said.sort_unstable_by_key(|part| std::cmp::Reverse(part.len()));
+        said.dedup();
+        Self(said)
+    }
+
+    fn unsaid(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, secret| {
+            match text.contains(secret.as_str()) {
+                true => text.replace(secret.as_str(), outcome::MASK),
+                false => text,
+            }
+        })
     }
 }
 
 /// The whole of a body that is wanted as a document.
-async fn document(mut response: reqwest::Response, bytes_max: usize) -> (Outcome, Vec<u8>) {
+async fn document(response: Response<Incoming>, bytes_max: usize) -> (Outcome, Vec<u8>) {
     let mut outcome = Outcome::answered(response.status().as_u16());
     if outcome.error.is_some() {
         outcome.retry_after = retry_after(response.headers());
         return (outcome, Vec::new());
     }
+    let mut incoming = response.into_body();
     let mut body = Vec::new();
     let failed = loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > bytes_max => {
-                let detail = format!("the answer is larger than {} KiB", bytes_max / 1024);
-                break Outcome::failed(AttemptError::NotHttp, detail);
-            }
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return (outcome, body),
-            Err(error) => break fault::outcome(&error),
+        let chunk = match incoming.frame().await {
+            None => return (outcome, body),
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) => break fault::outcome(&error),
+        };
+        if body.len() + chunk.len() > bytes_max {
+            let detail = format!("the answer is larger than {} KiB", bytes_max / 1024);
+            break Outcome::failed(AttemptError::NotHttp, detail);
         }
+        body.extend_from_slice(&chunk);
     };
     (failed, Vec::new())
 }
@@ -304,40 +375,6 @@ fn retry_after(headers: &HeaderMap) -> Option<String> {
         .filter(|value| value.len() <= RETRY_AFTER_BYTES_MAX)
         .and_then(|value: &HeaderValue| value.to_str().ok())
         .map(Into::into)
-}
-
-fn literal(url: &Url) -> Option<IpAddr> {
-    match url.host()? {
-        Host::Ipv4(address) => Some(address.into()),
-        Host::Ipv6(address) => Some(address.into()),
-        Host::Domain(_) => None,
-    }
-}
-
-/// Resolves a name once, by the system's resolver, and hands out its addresses only if every one
-/// of them may be dialled: one bad answer among good ones is how a rebinding attack looks.
-#[derive(Debug)]
-struct Guarded(Arc<TargetRules>);
-
-/// A name that resolved to an address we may not dial. The address stays in the operator's log.
-#[derive(Debug, thiserror::Error)]
-#[error("the name resolves to an address that is not permitted")]
-struct NotPermitted;
-
-impl Resolve for Guarded {
-    fn resolve(&self, name: Name) -> Resolving {
-        let rules = self.0.clone();
-        Box::pin(async move {
-            let begun = Instant::now();
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            looked_up(begun);
-            if let Some(bad) = found.iter().find(|address| !rules.permits(address.ip())) {
-                debug!(name = name.as_str(), address = %bad.ip(), "resolved target refused");
-                return Err(NotPermitted.into());
-            }
-            Ok(Box::new(found.into_iter().take(ADDRESSES_MAX)) as Addrs)
-        })
-    }
 }
 
 /// TLS by the system's authorities, for whoever else must speak it (the command line).
@@ -366,7 +403,7 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, BuildError> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.resumption = Resumption::store(Arc::new(Sessions::new(SESSIONS_MAX)));
+    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
     Ok(config)
 }
 

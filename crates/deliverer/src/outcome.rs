@@ -34,6 +34,8 @@ pub(crate) struct Seen {
     pub(crate) headers: Vec<(String, String)>,
     /// The beginning of the response's body, made safe to show, at most [`LOGGED_BYTES_MAX`].
     pub(crate) body: Option<String>,
+    /// What is worth saying of a success, too.
+    pub(crate) note: Option<&'static str>,
 }
 
 /// No valid date or number of seconds is longer.
@@ -44,6 +46,8 @@ pub(crate) const TRAVELS_BYTES_MAX: usize = 1024;
 pub(crate) const LOGGED_BYTES_MAX: usize = 16 * 1024;
 /// How much of a response's headers is logged, names included.
 const HEADERS_BYTES_MAX: usize = 16 * 1024;
+/// How much of a `location` is logged.
+const LOCATION_BYTES_MAX: usize = 512;
 const DETAIL_BYTES_MAX: usize = 256;
 /// What stands in the place of a secret.
 pub(crate) const MASK: &str = "***";
@@ -72,7 +76,13 @@ impl Outcome {
         Self {
             status: Some(status),
             error,
-            detail: format!("status {status}"),
+            detail: match status {
+                301 | 308 => format!(
+                    "status {status}: the endpoint has moved for good; redirects are not followed, \
+                     so its target_url must be changed"
+                ),
+                _ => format!("status {status}"),
+            },
             retry_after: None,
             response: None,
             took: Duration::ZERO,
@@ -112,6 +122,7 @@ pub(crate) fn shown_headers(headers: &HeaderMap) -> Vec<(String, String)> {
     for (name, value) in headers {
         let text = match *name {
             header::SET_COOKIE => MASK.into(),
+            header::LOCATION => location(value.as_bytes()),
             _ => safe(
                 &String::from_utf8_lossy(value.as_bytes()),
                 HEADERS_BYTES_MAX,
@@ -124,6 +135,16 @@ pub(crate) fn shown_headers(headers: &HeaderMap) -> Vec<(String, String)> {
         shown.push((name.as_str().to_owned(), text));
     }
     shown
+}
+
+/// Where a redirect points to, without its query: that may hold a secret of the endpoint's.
+fn location(value: &[u8]) -> String {
+    let text = String::from_utf8_lossy(value);
+    let shown = match text.split_once('?') {
+        Some((place, _)) => format!("{place}?{MASK}"),
+        None => text.into_owned(),
+    };
+    safe(&shown, LOCATION_BYTES_MAX)
 }
 
 /// The beginning of a response's body as text that can be shown: control characters and those
@@ -196,6 +217,7 @@ mod tests {
         for (name, value) in [
             ("server", b"nginx".as_slice()),
             ("set-cookie", b"session=secret"),
+            ("location", b"https://a.example/b?token=secret"),
             ("x-odd", b"\xff\tb"),
             ("x-long", long.as_bytes()),
             ("x-longer", long.as_bytes()),
@@ -206,8 +228,12 @@ mod tests {
         }
         let shown = shown_headers(&headers);
         let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["server", "set-cookie", "x-odd", "x-long"]);
+        assert_eq!(
+            names,
+            ["server", "set-cookie", "location", "x-odd", "x-long"]
+        );
         assert_eq!(shown[1].1, "***");
-        assert_eq!(shown[2].1, "\u{fffd}\tb");
+        assert_eq!(shown[2].1, "https://a.example/b?***");
+        assert_eq!(shown[3].1, "\u{fffd}\tb");
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use event::target::TargetRules;
+use event::target::{Denied, Own, TargetRules};
 use ipnet::IpNet;
 use secrecy::SecretString;
 
@@ -198,6 +198,16 @@ pub struct Egress {
     pub require_https: bool,
     /// A PEM file with authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Networks, addresses, names and `*.NAME`s that are no targets, whatever `allow` says: the
+    /// public addresses of the installation itself.
+    pub deny: Vec<Denied>,
+    /// Attempts under way at once to one address, over all subscriptions; 1 to 10000. Addresses
+    /// that `allow` covers are the operator's own and are not counted.
+    pub address_max: usize,
+    /// Our own listeners, broker and store, which are no targets either. Not a setting: the
+    /// process knows them.
+    #[serde(skip)]
+    pub own: Vec<Own>,
 }
 
 impl Default for Egress {
@@ -206,16 +216,29 @@ impl Default for Egress {
             allow: Vec::new(),
             require_https: true,
             ca_file: None,
+            deny: Vec::new(),
+            address_max: 50,
+            own: Vec::new(),
         }
     }
 }
 
 impl Egress {
+    /// What is out of bounds, with the key's name.
+    pub fn faults(&self) -> Vec<(&'static str, String)> {
+        match self.address_max {
+            1..=10_000 => Vec::new(),
+            _ => vec![("egress.address_max", "must be 1 to 10000".into())],
+        }
+    }
+
     /// The rules that every target is judged by, at subscribing and at each attempt.
     pub fn rules(&self) -> TargetRules {
         TargetRules {
             allow: self.allow.clone(),
             require_https: self.require_https,
+            deny: self.deny.clone(),
+            own: self.own.clone(),
         }
     }
 }
@@ -228,6 +251,7 @@ mod tests {
     fn the_defaults_are_within_their_bounds() {
         assert_eq!(Settings::default().faults(), []);
         assert!(Egress::default().rules().require_https);
+        assert_eq!(Egress::default().faults(), []);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(feature = "sim")]
 use crate::sim::{self, Receivers};
 use crate::{
-    client::{Client, Post},
+    client::{Client, Crowded, Post},
     outcome::Outcome,
 };
 
@@ -21,11 +21,11 @@ pub(crate) enum Way {
 
 impl Way {
     /// Makes one attempt. Every way it can end is an [`Outcome`].
-    pub(crate) async fn post(&self, post: Post) -> Outcome {
+    pub(crate) async fn post(&self, post: Post) -> Result<Outcome, Crowded> {
         match self {
             Self::Guarded(client) => client.post(post).await,
             #[cfg(feature = "sim")]
-            Self::Simulated(receivers) => sim::post(&**receivers, post).await,
+            Self::Simulated(receivers) => Ok(sim::post(&**receivers, post).await),
         }
     }
 }

@@ -172,6 +172,7 @@ pub(crate) fn subscription_of(
         target: &TargetRules {
             allow: Vec::new(),
             require_https: false,
+            ..TargetRules::default()
         },
         dialects,
         tenant: Some(tenant),

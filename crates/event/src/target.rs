@@ -12,8 +12,11 @@ use url::{Host, Url};
 use crate::fault::{Fault, shown};
 
 mod address;
+mod own;
 #[cfg(test)]
 mod tests;
+
+pub use own::{Denied, Own};
 
 /// The operator's rules for targets. Deny by default.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +26,10 @@ pub struct TargetRules {
     /// `egress.require_https`: plain `http` is refused, except to a literal address or `localhost`
     /// that `allow` covers.
     pub require_https: bool,
+    /// `egress.deny`: networks and names that are no targets, whatever `allow` says.
+    pub deny: Vec<Denied>,
+    /// Our own listeners, broker and store.
+    pub own: Vec<Own>,
 }
 
 /// How long a URL may be, in bytes.
@@ -96,13 +103,28 @@ impl TargetRules {
         }
     }
 
-    /// Whether an address may be dialled. Called on every address, literal or resolved.
+    /// Whether an address may be dialled at some port. Called on every address, literal or
+    /// resolved.
     pub fn permits(&self, address: IpAddr) -> bool {
-        self.allows(address) || address::is_public(address)
+        let denied = self.deny.iter().any(|denied| denied.covers(address));
+        !denied && (self.allows(address) || address::is_public(address))
+    }
+
+    /// [`Self::permits`], and whether nothing of ours listens there.
+    pub fn permits_at(&self, address: IpAddr, port: u16) -> bool {
+        self.permits(address) && !self.own.iter().any(|own| own.is_at(address, port))
+    }
+
+    /// Whether something of ours listens at this port on every address of its machine, so that an
+    /// address of this very machine is no target.
+    pub fn is_ours_everywhere(&self, port: u16) -> bool {
+        self.own
+            .iter()
+            .any(|own| own.port_everywhere() == Some(port))
     }
 
     /// Whether `allow` names the address, or the IPv4 address that it stands for.
-    fn allows(&self, address: IpAddr) -> bool {
+    pub fn allows(&self, address: IpAddr) -> bool {
         let canonical = address.to_canonical();
         self.allow
             .iter()
@@ -111,13 +133,14 @@ impl TargetRules {
 
     /// Checks the host, strips a name's last dot, and says whether `allow` covers it.
     fn check_host(&self, url: &mut Url) -> Result<bool, String> {
+        let port = url.port_or_known_default().unwrap_or_default();
         let literal = match url.host() {
             None => return Err("has no host".into()),
             Some(Host::Ipv4(v4)) => IpAddr::V4(v4),
             Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
             Some(Host::Domain(name)) => {
                 let bare = name.strip_suffix('.').unwrap_or(name).to_owned();
-                let exempt = self.check_name(&bare)?;
+                let exempt = self.check_name(&bare, port)?;
                 if bare.len() < name.len() {
                     url.set_host(Some(&bare))
                         .map_err(|error| error.to_string())?;
@@ -127,17 +150,23 @@ impl TargetRules {
         };
         let exempt = self.allows(literal);
         let nat64 = matches!(literal, IpAddr::V6(v6) if address::is_nat64(v6));
-        if !exempt && (nat64 || !self.permits(literal)) {
+        if !self.permits_at(literal, port) || nat64 && !exempt {
             return Err(NOT_ALLOWED.into());
         }
         Ok(exempt)
     }
 
-    fn check_name(&self, name: &str) -> Result<bool, String> {
+    fn check_name(&self, name: &str, port: u16) -> Result<bool, String> {
         let told = shown(name, 80);
+        let denied = self.deny.iter().any(|denied| denied.covers_name(name));
+        if denied || self.own.iter().any(|own| own.is_name(name)) {
+            return Err(NOT_ALLOWED.into());
+        }
         if name == "localhost" {
-            let exempt =
-                self.allows(Ipv4Addr::LOCALHOST.into()) || self.allows(Ipv6Addr::LOCALHOST.into());
+            let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            let mut allowed = loopback.into_iter().filter(|one| self.allows(*one));
+            let ours = |one| !self.permits_at(one, port);
+            let exempt = allowed.clone().next().is_some() && !allowed.any(ours);
             return if exempt {
                 Ok(true)
             } else {
@@ -187,6 +216,19 @@ pub fn normalised(written: &str) -> Option<Url> {
         url.set_host(Some(&bare)).ok()?;
     }
     Some(url)
+}
+
+/// Whether the host of a URL as written is in other letters than those that are dialled: mapped
+/// from Unicode, or the encoded form of a name that is. Such a name may look like another one.
+pub fn is_idn(written: &str) -> bool {
+    let rest = written.split_once("//").map_or("", |(_, rest)| rest);
+    let host = rest.split(['/', '?', ':']).next().unwrap_or_default();
+    let coded = |label: &str| {
+        label
+            .get(..4)
+            .is_some_and(|head| head.eq_ignore_ascii_case("xn--"))
+    };
+    !host.is_ascii() || host.contains('%') || host.split('.').any(coded)
 }
 
 /// Whether a target that has passed [`TargetRules::check_url`] is spoken to by `https`, or never

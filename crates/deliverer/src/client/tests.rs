@@ -88,6 +88,13 @@ async fn answering(answer: impl Into<Vec<u8>>) -> Hostile {
     .await
 }
 
+impl Client {
+    /// One attempt where there is room for it.
+    async fn attempt(&self, post: Post) -> Outcome {
+        self.post(post).await.expect("a place at the address")
+    }
+}
+
 fn client() -> Client {
     client_with(&Settings {
         response_timeout: Duration::from_millis(200),
@@ -100,7 +107,7 @@ fn client_with(settings: &Settings) -> Client {
     let egress = Egress {
         allow,
         require_https: false,
-        ca_file: None,
+        ..Egress::default()
     };
     Client::new(settings, &egress).expect("a client")
 }
@@ -119,7 +126,7 @@ fn to(url: &str) -> Post {
 
 async fn post(server: &Hostile) -> Outcome {
     client()
-        .post(to(&format!("http://{}/hook", server.address)))
+        .attempt(to(&format!("http://{}/hook", server.address)))
         .await
 }
 
@@ -127,7 +134,7 @@ async fn post(server: &Hostile) -> Outcome {
 async fn post_briefly(server: &Hostile) -> Outcome {
     let url = format!("http://{}/hook", server.address);
     client()
-        .post(Post {
+        .attempt(Post {
             timeout: Duration::from_millis(300),
             ..to(&url)
         })
@@ -199,7 +206,7 @@ async fn r03_only_the_first_16_kib_of_a_body_are_read() {
         ..Settings::default()
     };
     let outcome = client_with(&settings)
-        .post(to(&format!("http://{}/", server.address)))
+        .attempt(to(&format!("http://{}/", server.address)))
         .await;
     check(&outcome, Some(500), Some(AttemptError::Status));
     assert_eq!(outcome.response.map(|text| text.len()), Some(1024));
@@ -226,7 +233,7 @@ async fn r04_a_body_that_trickles_is_left_after_its_time_and_the_2xx_stands() {
         timeout: Duration::from_millis(300),
         ..to(&url)
     };
-    check(&client_with(&settings).post(post).await, Some(200), None);
+    check(&client_with(&settings).attempt(post).await, Some(200), None);
 }
 
 #[tokio::test]
@@ -275,7 +282,7 @@ async fn r08_a_refused_connection_and_a_broken_one_have_their_words() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = closed.local_addr().expect("an address");
     drop(closed);
-    let outcome = client().post(to(&format!("http://{address}/"))).await;
+    let outcome = client().attempt(to(&format!("http://{address}/"))).await;
     check(&outcome, None, Some(AttemptError::Connect));
     assert_eq!(outcome.detail, "the connection was refused");
 
@@ -415,7 +422,7 @@ async fn r25_bytes_after_the_body_do_not_answer_the_next_request() {
     let client = client();
     for _ in 0..3 {
         let outcome = client
-            .post(to(&format!("http://{}/", server.address)))
+            .attempt(to(&format!("http://{}/", server.address)))
             .await;
         check(&outcome, Some(500), Some(AttemptError::Status));
     }
@@ -436,7 +443,7 @@ async fn r30_a_connection_is_kept_for_the_next_delivery_and_a_closed_one_replace
     let client = client();
     let url = format!("http://{}/", server.address);
     for _ in 0..3 {
-        check(&client.post(to(&url)).await, Some(200), None);
+        check(&client.attempt(to(&url)).await, Some(200), None);
     }
     assert!(server.requests.recv().await.is_some());
     assert!(
@@ -460,7 +467,7 @@ async fn r32_a_full_answer_before_the_body_is_read_counts() {
     });
     let body = Bytes::from(vec![b'x'; 200 * 1024]);
     let outcome = client()
-        .post(Post {
+        .attempt(Post {
             body,
             ..to(&format!("http://{address}/"))
         })
@@ -486,7 +493,7 @@ async fn r37_a_receiver_that_does_not_read_is_left_at_the_deadline() {
         ..to(&format!("http://{address}/"))
     };
     check(
-        &client().post(post).await,
+        &client().attempt(post).await,
         None,
         Some(AttemptError::Timeout),
     );
@@ -506,7 +513,7 @@ async fn a_literal_that_is_not_permitted_is_never_dialled() {
         "0.0.0.0",
         "[::1]",
     ] {
-        let outcome = guarded.post(to(&format!("http://{host}:{port}/"))).await;
+        let outcome = guarded.attempt(to(&format!("http://{host}:{port}/"))).await;
         check(&outcome, None, Some(AttemptError::TargetNotAllowed));
         assert!(!outcome.detail.contains("127"), "{}", outcome.detail);
     }
@@ -518,14 +525,14 @@ async fn d11_a_name_that_resolves_to_what_is_not_permitted_is_never_dialled() {
     let mut server = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let guarded = Client::new(&Settings::default(), &Egress::default()).expect("a client");
     let url = format!("http://localhost:{}/", server.address.port());
-    let outcome = guarded.post(to(&url)).await;
+    let outcome = guarded.attempt(to(&url)).await;
     check(&outcome, None, Some(AttemptError::TargetNotAllowed));
     assert!(server.requests.try_recv().is_err(), "it was dialled");
 }
 
 #[tokio::test]
 async fn d06_a_name_that_does_not_exist_is_a_dns_error() {
-    let outcome = client().post(to("http://no-such-name.invalid/")).await;
+    let outcome = client().attempt(to("http://no-such-name.invalid/")).await;
     check(&outcome, None, Some(AttemptError::Dns));
 }
 
@@ -568,6 +575,7 @@ fn trusting(pem: &str) -> Client {
         allow: vec!["127.0.0.0/8".parse().expect("a network")],
         require_https: true,
         ca_file: Some(ca_file),
+        ..Egress::default()
     };
     Client::new(&Settings::default(), &egress).expect("a client")
 }
@@ -576,13 +584,13 @@ fn trusting(pem: &str) -> Client {
 async fn r26_a_certificate_nobody_vouches_for_is_a_tls_error_and_a_known_one_is_not() {
     let (url, made, server) = tls_server().await;
     check(
-        &client().post(to(&url)).await,
+        &client().attempt(to(&url)).await,
         None,
         Some(AttemptError::Tls),
     );
 
     let trusting = trusting(&made.cert.pem());
-    check(&trusting.post(to(&url)).await, Some(200), None);
+    check(&trusting.attempt(to(&url)).await, Some(200), None);
     server.abort();
 
     let folder = tempfile::tempdir().expect("a folder");
@@ -610,7 +618,7 @@ async fn tls_to_a_plain_server_is_a_tls_error() {
             .await?;
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     });
-    let outcome = client().post(to(&format!("https://{address}/"))).await;
+    let outcome = client().attempt(to(&format!("https://{address}/"))).await;
     check(&outcome, None, Some(AttemptError::Tls));
     server.abort();
 }
@@ -625,7 +633,7 @@ async fn nothing_of_a_response_is_kept_beyond_its_bound() {
         ..Settings::default()
     };
     let outcome = client_with(&settings)
-        .post(to(&format!("http://{}/", server.address)))
+        .attempt(to(&format!("http://{}/", server.address)))
         .await;
     assert_eq!(outcome.response.as_deref(), Some("xxxxxxxxxx"));
 }
@@ -652,7 +660,7 @@ async fn the_parts_that_happened_are_timed_and_the_others_are_not() {
     let egress = Egress {
         allow: loopback.map(|net| net.parse().expect("a network")).into(),
         require_https: false,
-        ca_file: None,
+        ..Egress::default()
     };
     let client = Client::new(&Settings::default(), &egress).expect("a client");
     let port = server.address.port();
@@ -663,7 +671,7 @@ async fn the_parts_that_happened_are_timed_and_the_others_are_not() {
         (&literal, [false, true, false, true]),
         (&literal, [false, false, false, true]),
     ] {
-        let outcome = client.post(to(url)).await;
+        let outcome = client.attempt(to(url)).await;
         check(&outcome, Some(200), None);
         assert_eq!(parts(&outcome), expected, "{url}");
         let timing = outcome.seen.timing;
@@ -679,14 +687,14 @@ async fn the_parts_that_happened_are_timed_and_the_others_are_not() {
 #[tokio::test]
 async fn the_handshake_is_timed_apart_from_the_connection() {
     let (url, made, server) = tls_server().await;
-    let outcome = trusting(&made.cert.pem()).post(to(&url)).await;
+    let outcome = trusting(&made.cert.pem()).attempt(to(&url)).await;
     check(&outcome, Some(200), None);
     assert_eq!(parts(&outcome), [false, true, true, true]);
-    let broken = client().post(to(&url)).await;
+    let broken = client().attempt(to(&url)).await;
     check(&broken, None, Some(AttemptError::Tls));
     assert_eq!(parts(&broken), [false, true, false, false]);
     server.abort();
-    let refused = client().post(to("http://127.0.0.1:1/")).await;
+    let refused = client().attempt(to("http://127.0.0.1:1/")).await;
     check(&refused, None, Some(AttemptError::Connect));
     assert_eq!(parts(&refused), [false; 4]);
 }
@@ -702,7 +710,7 @@ async fn for_the_log_a_success_keeps_its_headers_and_16_kib_of_its_body() {
         (Keep::Headers, 2, None),
         (Keep::Nothing, 0, None),
     ] {
-        let outcome = client().post(Post { keep, ..to(&url) }).await;
+        let outcome = client().attempt(Post { keep, ..to(&url) }).await;
         check(&outcome, Some(200), None);
         assert_eq!(outcome.seen.headers.len(), headers, "{keep:?}");
         assert_eq!(outcome.seen.body.map(|body| body.len()), bytes, "{keep:?}");

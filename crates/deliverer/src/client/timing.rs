@@ -1,28 +1,18 @@
-//! How long the parts of a request took: marks that the resolver, the connector and the TLS
-//! library leave while they work for it.
+//! How long the parts of a request took: marks that the dialler leaves while it works for it.
 //!
-//! The HTTP stack hands no times out, and calls what we gave it inside the request's own task: the
+//! The HTTP stack hands no times out, and calls the dialler inside the request's own task: the
 //! marks are found there. A connection that is finished in the background, because the request got
 //! an idle one meanwhile, leaves none.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use event::log::Timing;
-use futures_util::future::BoxFuture;
-use rustls::{
-    NamedGroup,
-    client::{
-        ClientSessionMemoryCache, ClientSessionStore, Tls12ClientSessionValue,
-        Tls13ClientSessionValue,
-    },
-    pki_types::ServerName,
-};
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
-use tower::{Layer, Service};
+
+use super::crowd::Place;
 
 tokio::task_local! {
     static MARKS: Marks;
@@ -30,7 +20,7 @@ tokio::task_local! {
 
 /// The marks of one request.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Marks(Arc<Mutex<Times>>);
+pub(super) struct Marks(Arc<Mutex<Times>>, Arc<Mutex<Option<Place>>>);
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Times {
@@ -83,98 +73,45 @@ pub(crate) fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn mark(how: impl FnOnce(&mut Times)) {
-    // Outside of a request (a connection finished in the background) there is nobody to tell.
-    MARKS.try_with(|marks| how(&mut marks.lock())).ok();
-}
-
-/// A name was looked up.
-pub(super) fn looked_up(from: Instant) {
-    mark(|times| times.looked_up = Some((from, Instant::now())));
-}
-
-/// The connector with its beginning and its end marked.
+/// What the dialler has come to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Timed;
-
-#[derive(Debug, Clone)]
-pub(super) struct TimedConnector<S>(S);
-
-impl<S> Layer<S> for Timed {
-    type Service = TimedConnector<S>;
-
-    fn layer(&self, connector: S) -> TimedConnector<S> {
-        TimedConnector(connector)
-    }
+pub(super) enum Mark {
+    /// It was called: no idle connection was at hand.
+    Begun,
+    /// The name is looked up; since when.
+    LookedUp(Instant),
+    /// The connection stands, and the TLS handshake begins.
+    Handshake,
+    /// The connection is ready for requests.
+    Connected,
 }
 
-impl<S, Target> Service<Target> for TimedConnector<S>
-where
-    S: Service<Target>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, target: Target) -> Self::Future {
-        let connecting = self.0.call(target);
-        Box::pin(async move {
-            mark(|times| {
+/// Leaves a mark with the request that is being worked for. Outside of one (a connection finished
+/// in the background) there is nobody to tell.
+pub(super) fn mark(mark: Mark) {
+    let now = Some(Instant::now());
+    let leave = |marks: &Marks| {
+        let mut times = marks.lock();
+        match mark {
+            Mark::Begun => {
                 *times = Times {
-                    begun: Some(Instant::now()),
+                    begun: now,
                     ..Times::default()
                 }
-            });
-            let connection = connecting.await?;
-            mark(|times| times.connected = Some(Instant::now()));
-            Ok(connection)
-        })
-    }
+            }
+            Mark::LookedUp(from) => times.looked_up = now.map(|to| (from, to)),
+            Mark::Handshake => times.handshake = now,
+            Mark::Connected => times.connected = now,
+        }
+    };
+    MARKS.try_with(leave).ok();
 }
 
-/// The sessions that TLS resumes, kept in memory as by default. A client asks for one as the first
-/// thing in each handshake, which is the one sign of it that the library gives.
-#[derive(Debug)]
-pub(super) struct Sessions(ClientSessionMemoryCache);
-
-impl Sessions {
-    pub(super) fn new(names_max: usize) -> Self {
-        Self(ClientSessionMemoryCache::new(names_max))
-    }
-}
-
-impl ClientSessionStore for Sessions {
-    fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
-        self.0.set_kx_hint(name, group);
-    }
-
-    fn kx_hint(&self, name: &ServerName<'_>) -> Option<NamedGroup> {
-        self.0.kx_hint(name)
-    }
-
-    fn set_tls12_session(&self, name: ServerName<'static>, value: Tls12ClientSessionValue) {
-        self.0.set_tls12_session(name, value);
-    }
-
-    fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.0.tls12_session(name)
-    }
-
-    fn remove_tls12_session(&self, name: &ServerName<'static>) {
-        self.0.remove_tls12_session(name);
-    }
-
-    fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
-        self.0.insert_tls13_ticket(name, value);
-    }
-
-    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        mark(|times| times.handshake = Some(Instant::now()));
-        self.0.take_tls13_ticket(name)
-    }
+/// Gives a place at an address to the request that is being worked for, until that is over.
+pub(super) fn hold(place: Option<Place>) {
+    let keep = |marks: &Marks| {
+        let mut held = marks.1.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = place;
+    };
+    MARKS.try_with(keep).ok();
 }

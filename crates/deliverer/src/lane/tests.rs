@@ -16,6 +16,7 @@ fn lanes() -> Lanes {
     let rules = TargetRules {
         allow: vec!["127.0.0.0/8".parse().expect("a network")],
         require_https: false,
+        ..TargetRules::default()
     };
     Lanes::new(Arc::new(Dialects::builtin()), rules, bounds, gauge)
 }

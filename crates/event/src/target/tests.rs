@@ -6,6 +6,7 @@ fn rules(allow: &[&str], require_https: bool) -> TargetRules {
     TargetRules {
         allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
         require_https,
+        ..TargetRules::default()
     }
 }
 
@@ -329,6 +330,104 @@ fn u42_to_u49_a_host_is_a_name_of_the_dns() {
         "http://example.com/%7B%7Bid%7D%7D",
     );
     taken("U49", "https://example.com./a", "https://example.com/a");
+}
+
+#[test]
+fn u44_a_host_in_other_letters_is_told_apart() {
+    for written in [
+        "http://ex\u{200b}ample.com/",
+        "http://еxample.com/",
+        "https://XN--xample-2of.com",
+        "https://a.xn--xample-2of.com:8443/",
+        "https://%65xample.com/",
+    ] {
+        assert!(is_idn(written), "{written}");
+    }
+    for written in [
+        "https://example.com/é",
+        "https://example.com?xn--a",
+        "https://axn--b.com/",
+        "nothing",
+    ] {
+        assert!(!is_idn(written), "{written}");
+    }
+}
+
+#[test]
+fn u47_we_are_no_target_of_our_own_and_neither_is_what_is_denied() {
+    let own = [
+        Own::at("127.0.0.1", 8080),
+        Own::at("localhost", 9090),
+        Own::at("rabbit.example.com.", 5672),
+        Own::at("203.0.113.9", 5432),
+        Own::at("[::1]", 7000),
+        Own::at("0.0.0.0", 8085),
+    ]
+    .concat();
+    let deny = [
+        "hooks.example.net",
+        "*.corp.example",
+        "8.8.8.0/24",
+        "10.1.0.1",
+    ];
+    let rules = TargetRules {
+        deny: deny.iter().map(|text| text.parse().unwrap()).collect(),
+        own,
+        ..rules(
+            &[
+                "127.0.0.0/8",
+                "::1/128",
+                "0.0.0.0/8",
+                "10.0.0.0/8",
+                "203.0.113.0/24",
+            ],
+            false,
+        )
+    };
+    for written in [
+        "http://127.0.0.1:8080/",
+        "http://0x7f.1:8080/",
+        "http://0.0.0.0:8080/",
+        "http://[::ffff:127.0.0.1]:8080/",
+        "http://localhost:8080/",
+        "http://localhost:9090/",
+        "http://127.0.0.1:9090/",
+        "http://[::1]:9090/",
+        "http://[::1]:7000/",
+        "http://127.0.0.1:8085/",
+        "http://127.0.0.9:8085/",
+        "https://rabbit.example.com/",
+        "https://RABBIT.example.com:8443/",
+        "https://203.0.113.9/",
+        "https://hooks.example.net./",
+        "https://a.b.corp.example/",
+        "https://8.8.8.8/",
+        "http://10.1.0.1/",
+    ] {
+        let told = rules.check_url(written).map(String::from);
+        assert!(
+            told.as_ref()
+                .is_err_and(|told| told[0].message == NOT_ALLOWED),
+            "{written}: {told:?}"
+        );
+    }
+    for written in [
+        "http://127.0.0.1:8081/",
+        "http://127.0.0.2:8080/",
+        "http://localhost:8081/",
+        "http://10.0.0.1:8085/",
+        "https://a.hooks.example.net/",
+        "https://corp.example/",
+        "https://8.8.4.4/",
+        "http://203.0.113.8/",
+    ] {
+        assert!(rules.check_url(written).is_ok(), "{written}");
+    }
+    assert!(rules.is_ours_everywhere(8085) && !rules.is_ours_everywhere(8080));
+    assert!(!rules.permits("8.8.8.8".parse().unwrap()));
+    for wrong in ["", "*.", "a b", "1.2.3.4/40", "http://a.example/"] {
+        assert!(wrong.parse::<Denied>().is_err(), "{wrong}");
+    }
 }
 
 #[test]

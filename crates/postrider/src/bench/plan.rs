@@ -144,6 +144,7 @@ fn template(sink: &str, in_flight: u32) -> Result<Subscription, Failure> {
     let target = event::target::TargetRules {
         allow: vec!["127.0.0.0/8".parse().map_err(failed)?],
         require_https: true,
+        ..event::target::TargetRules::default()
     };
     let rules = Rules {
         target: &target,

@@ -350,6 +350,7 @@ fn read_subscription(
             ipnet::Ipv6Net::default().into(),
         ],
         require_https: false,
+        ..TargetRules::default()
     };
     let rules = Rules {
         target: &target,

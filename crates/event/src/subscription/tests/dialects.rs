@@ -99,6 +99,7 @@ fn lenient() -> TargetRules {
             "10.0.0.0/8".parse().unwrap(),
         ],
         require_https: false,
+        ..TargetRules::default()
     }
 }
 
