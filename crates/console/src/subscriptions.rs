@@ -30,12 +30,12 @@ use crate::{
     caller::{Caller, Id},
     form::{self, Form},
 };
-use shown::Shown;
+pub(crate) use shown::Shown;
 
 /// How often a change is tried again when another one came between.
 const TRIES_MAX: usize = 5;
 /// How long an answer waits until this process follows the change that it tells of.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a replaced key signs on beside the new one, where nobody says.
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest it may.
@@ -87,7 +87,8 @@ async fn create(
         "subscription created"
     );
     let location = format!("/v1/subscriptions/{}", stored.subscription.id);
-    let mut answer = (StatusCode::CREATED, shown(&Shown::with_secret(&stored))).into_response();
+    let answer = (StatusCode::CREATED, shown(&Shown::with_secret(&stored).answering(&body)));
+    let mut answer = answer.into_response();
     if let Ok(location) = HeaderValue::try_from(location) {
         answer.headers_mut().insert(header::LOCATION, location);
     }
@@ -159,7 +160,7 @@ async fn patch(
         })?;
         Ok(())
     });
-    Ok(shown(&Shown::of(&changed.await?)))
+    Ok(shown(&Shown::of(&changed.await?).answering(&body)))
 }
 
 async fn pause(caller: Caller, app: State<Arc<App>>, id: Id, headers: HeaderMap) -> Answer {
@@ -181,6 +182,7 @@ async fn set_state(
     let id = id.parse(SubscriptionId::parse)?;
     let changed = change(&app, &caller, &id, &headers, |stored| {
         let subscription = &mut stored.subscription;
+        not_a_listener(&subscription.id)?;
         subscription.state = state;
         if state == SubscriptionState::Active {
             subscription.disabled_reason = None;
@@ -225,6 +227,15 @@ async fn rotate(
     let changed = changed.await?;
     tracing::info!(subscription_id = %id, "signing key rotated");
     Ok(shown(&Shown::rotated(&changed, rotated, old_until)))
+}
+
+/// Refuses what makes no sense for a listener's subscription, which is sent to nobody.
+pub(crate) fn not_a_listener(id: &SubscriptionId) -> Answer<()> {
+    if id.is_listener() {
+        let detail = "it is a listener's: what it gets waits until its listener takes it";
+        return Err(conflict("listener", detail));
+    }
+    Ok(())
 }
 
 /// The kind that is rotated where nobody says: the secret one, where there is one.
@@ -322,7 +333,7 @@ fn shown(subscription: &Shown<'_>) -> Response {
     answer
 }
 
-fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules<'_>) -> T) -> T {
+pub(crate) fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules<'_>) -> T) -> T {
     let tenant = caller.0.tenant.as_ref();
     read(&Rules {
         target: &app.rules,
@@ -332,7 +343,7 @@ fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules<'_>) -> T)
 }
 
 /// The keys of a new subscription; one that the receiver has already stands in a fresh one's place.
-fn fresh_keys(signing: SigningChoice, mut given: Option<SigningKey>) -> Answer<SigningKeys> {
+pub(crate) fn fresh_keys(signing: SigningChoice, mut given: Option<SigningKey>) -> Answer<SigningKeys> {
     let mut keys = SigningKeys::default();
     let kinds = [
         (signing.v1a, SigningKind::Ed25519),

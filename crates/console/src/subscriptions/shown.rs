@@ -14,7 +14,7 @@ const HIDDEN: &str = "***";
 
 /// A subscription for a caller.
 #[derive(Debug, Serialize)]
-pub(super) struct Shown<'a> {
+pub(crate) struct Shown<'a> {
     #[serde(flatten)]
     subscription: std::borrow::Cow<'a, Subscription>,
     /// `whsec_…`, at creation and rotation.
@@ -26,11 +26,44 @@ pub(super) struct Shown<'a> {
     /// Until when the replaced key signs on beside the new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_expires_at: Option<Timestamp>,
+    /// What was taken and may not be what was meant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Warning>,
+}
+
+/// One thing that may not be what was meant.
+#[derive(Debug, Serialize)]
+pub(crate) struct Warning {
+    code: &'static str,
+    pointer: &'static str,
+    message: &'static str,
+}
+
+impl Warning {
+    /// Of a body as it was written, and taken.
+    fn of(body: &[u8]) -> Vec<Self> {
+        #[derive(serde::Deserialize)]
+        struct Written {
+            target_url: Option<String>,
+        }
+        let written = serde_json::from_slice::<Written>(body).ok();
+        let url = written.and_then(|written| written.target_url);
+        let idn = Self {
+            code: "idn_host",
+            pointer: "/target_url",
+            message: "the host was mapped from other letters, and may look like another name; \
+                      target_url shows what is dialled",
+        };
+        url.is_some_and(|url| event::target::is_idn(&url))
+            .then_some(idn)
+            .into_iter()
+            .collect()
+    }
 }
 
 impl<'a> Shown<'a> {
     /// As anybody who may read it sees it.
-    pub(super) fn of(stored: &'a Stored) -> Self {
+    pub(crate) fn of(stored: &'a Stored) -> Self {
         let mut subscription = std::borrow::Cow::Borrowed(&stored.subscription);
         if !subscription.headers.is_empty() {
             for value in subscription.to_mut().headers.values_mut() {
@@ -43,11 +76,18 @@ impl<'a> Shown<'a> {
             secret: None,
             public_key: public,
             previous_expires_at: None,
+            warnings: Vec::new(),
         }
     }
 
+    /// The same as the answer to this body, with what is worth a warning in it.
+    pub(crate) fn answering(self, body: &[u8]) -> Self {
+        let warnings = Warning::of(body);
+        Self { warnings, ..self }
+    }
+
     /// As whoever has just created it sees it, once.
-    pub(super) fn with_secret(stored: &'a Stored) -> Self {
+    pub(crate) fn with_secret(stored: &'a Stored) -> Self {
         let secret = current(&stored.keys, SigningKind::Hmac).map(SigningKey::expose_text);
         Self {
             secret,
@@ -56,7 +96,7 @@ impl<'a> Shown<'a> {
     }
 
     /// As whoever has just rotated a key sees it, once.
-    pub(super) fn rotated(stored: &'a Stored, kind: SigningKind, old_until: Timestamp) -> Self {
+    pub(crate) fn rotated(stored: &'a Stored, kind: SigningKind, old_until: Timestamp) -> Self {
         let shown = match kind {
             SigningKind::Hmac => Self::with_secret(stored),
             // The private half stays with us; the public one is always shown.
@@ -72,7 +112,7 @@ impl<'a> Shown<'a> {
         }
     }
 
-    pub(super) fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.subscription.revision
     }
 }
