@@ -126,7 +126,7 @@ async fn post_all(api: String, events: usize) -> usize {
 }
 
 /// Publishes as a service would, that knows nothing of claims.
-async fn publish(url: &str, events: &[Value]) {
+pub(crate) async fn publish(url: &str, events: &[Value]) {
     let settings = broker::Settings {
         url: url.to_owned(),
         ..broker::Settings::default()

@@ -19,6 +19,7 @@ mod log;
 mod openapi;
 mod proxy;
 mod recorder;
+mod ordering;
 mod redacts;
 mod remembers;
 mod replay;

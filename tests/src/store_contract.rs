@@ -19,6 +19,7 @@ mod quarantine;
 mod retention;
 mod subscriptions;
 mod tokens;
+mod versions;
 
 use std::collections::BTreeMap;
 

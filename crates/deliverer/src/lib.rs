@@ -40,13 +40,17 @@ use event::{
     filter::Stopped,
     log::{Archive, Attempt},
     reason::{AttemptError, DeadReason},
-    subscription::SubscriptionState,
+    subscription::{Ordering, SubscriptionState},
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use prometheus::IntGauge;
-use store::feed::{Feed, Snapshot};
+use store::{
+    feed::{Feed, Snapshot},
+    gate::{Gate, Pass},
+    versions::{Newer, Sending},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc},
     task::JoinSet,
@@ -92,6 +96,8 @@ pub struct Parts {
     /// Takes the subscriptions whose endpoint answered 410, with the reason to disable them for.
     pub disable: mpsc::Sender<(SubscriptionId, String)>,
 }
+    /// Knows which versions were sent; without it, deliveries that must know wait.
+    pub gate: Option<Gate>,
 
 /// Why a deliverer could not begin, or ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +128,8 @@ const PURPOSE: HeaderName = HeaderName::from_static("x-postrider-purpose");
 /// The three headers of Standard Webhooks.
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+/// How soon what waits for the store looks again.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// How soon a process that does not know a subscription yet looks again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
@@ -195,6 +203,7 @@ struct Deliverer {
 }
 
 /// A delivery that was taken, with what its taking must give back.
+    gate: Option<Gate>,
 struct Taken {
     delivery: Delivery,
     share: Share,
@@ -224,6 +233,8 @@ enum End {
     Held(String),
     Parked(Refused),
     Dead(DeadReason, String),
+    /// A newer version of its subject was sent before.
+    Superseded(Newer),
     /// The broker hands it out again: nothing is made of this copy.
     Void,
 }
@@ -271,6 +282,7 @@ impl Deliverer {
         };
         let counters = journal::Counters {
             entries: metrics.log_entries.clone(),
+            gate,
             batches: metrics.log_batches.clone(),
         };
         Ok(Self {
@@ -294,6 +306,7 @@ impl Deliverer {
     /// Carries a delivery from its taking to its settlement.
     async fn carry(self: Arc<Self>, taken: Taken) {
         let Taken {
+            gate,
             mut delivery,
             share,
             _room,
@@ -352,6 +365,9 @@ impl Deliverer {
 
     /// Whoever sent this delivery had seen changes that `snapshot` lacks: waits for those, and says
     /// whether they have come. Without it, what a resume sends would be held again by a deliverer
+            if let Err(end) = self.pass(delivery, &lane).await {
+                return end.into();
+            }
     /// that has not heard of the resume, and would come behind what was younger.
     async fn catch_up(&self, delivery: &Delivery, snapshot: &Snapshot) -> bool {
         if snapshot.revision >= delivery.revision {
@@ -438,6 +454,30 @@ impl Deliverer {
             self.wait_max
         } else {
             self.wait_max / CROWDED_PATIENCE
+        }
+    }
+
+    /// Whether it may still be sent, where its subscription wants only what is newest. Asked last,
+    /// with a place in hand: between the answer and the attempt nothing is waited for.
+    async fn pass(&self, delivery: &Delivery, lane: &Lane) -> Result<(), End> {
+        let subscription = lane.subscription();
+        // A test is no version of anything.
+        if subscription.delivery.ordering == Ordering::None
+            || delivery.to.purpose == Purpose::Test
+        {
+            return Ok(());
+        }
+        let Some(sending) = Sending::of(&delivery.event, &subscription.id) else {
+            return Ok(());
+        };
+        let pass = match &self.gate {
+            Some(gate) => gate.pass(sending).await,
+            None => Pass::Unknown,
+        };
+        match pass {
+            Pass::Go => Ok(()),
+            Pass::Overtaken(newer) => Err(End::Superseded(newer)),
+            Pass::Unknown => Err(End::Parked((Cause::Store, STORE_PAUSE))),
         }
     }
 

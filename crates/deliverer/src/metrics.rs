@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 /// Where a delivery ended, for `postrider_deliveries_total{outcome}`.
-pub(crate) const OUTCOMES: [&str; 3] = ["delivered", "filtered", "dead"];
+pub(crate) const OUTCOMES: [&str; 4] = ["delivered", "filtered", "superseded", "dead"];
 
 /// `postrider_attempts_total{result}` for an attempt that succeeded; the others are the words of
 /// [`AttemptError`].
@@ -19,6 +19,7 @@ pub struct Metrics {
     pub(crate) deliveries: IntCounterVec,
     pub(crate) delivered: IntCounter,
     pub(crate) filtered: IntCounter,
+    pub(crate) superseded: IntCounter,
     pub(crate) dead: IntCounterVec,
     pub(crate) attempts: IntCounterVec,
     pub(crate) succeeded: IntCounter,
@@ -67,6 +68,7 @@ impl Metrics {
         Ok(Self {
             delivered: deliveries.with_label_values(&["delivered"]),
             filtered: deliveries.with_label_values(&["filtered"]),
+            superseded: deliveries.with_label_values(&["superseded"]),
             deliveries,
             dead: to.counters(
                 "postrider_dead_letters_total",

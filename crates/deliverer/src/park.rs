@@ -16,6 +16,8 @@ pub(crate) enum Cause {
     Throttled,
     /// Its endpoint has as many attempts under way as it takes.
     Busy,
+    /// As many attempts as may be are under way to its endpoint's address, over all subscriptions.
+    Crowded,
     /// Its subscription's `rate_limit` is used up.
     RateLimit,
     /// The loader of a view that it lacks has as many requests under way as it takes, or has been
@@ -23,19 +25,23 @@ pub(crate) enum Cause {
     Loader,
     /// This process does not know its subscription yet.
     Snapshot,
+    /// Its subscription's `ordering` asks what has overtaken it, and the store does not answer.
+    Store,
     /// This process is stopping.
     Stopping,
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Held,
         Self::Breaker,
         Self::Throttled,
         Self::Busy,
+        Self::Crowded,
         Self::RateLimit,
         Self::Loader,
         Self::Snapshot,
+        Self::Store,
         Self::Stopping,
     ];
 
@@ -46,9 +52,11 @@ impl Cause {
             Self::Breaker => "breaker",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
+            Self::Crowded => "crowded",
             Self::RateLimit => "rate_limit",
             Self::Loader => "loader",
             Self::Snapshot => "snapshot",
+            Self::Store => "store",
             Self::Stopping => "stopping",
         }
     }

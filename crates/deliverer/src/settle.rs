@@ -96,6 +96,14 @@ impl Deliverer {
                 metrics.filtered.inc();
                 debug!(%event_id, %subscription_id, clause = &*stopped.clause, "delivery filtered");
             }
+            End::Superseded(newer) => {
+                metrics.superseded.inc();
+                debug!(
+                    %event_id, %subscription_id, version = delivery.event.version,
+                    newer = newer.version, newer_event_id = %newer.event_id,
+                    "delivery superseded"
+                );
+            }
             End::Retry(due) => {
                 debug!(
                     %event_id, %subscription_id, attempts = delivery.to.attempts, %due,
@@ -159,9 +167,9 @@ fn parcel(
     archive: Archive,
 ) -> serde_json::Result<Option<Parcel>> {
     let parcel = match end {
-        End::Void | End::Delivered | End::Filtered(_) => return Ok(None),
-        // Nobody would redrive a test: the log says what came of it.
-        End::Dead(..) if delivery.to.purpose == Purpose::Test => return Ok(None),
+        End::Void | End::Delivered | End::Filtered(_) | End::Superseded(_) => return Ok(None),
+        // Nobody would redrive a test, or what was for a listener: the log says what came of it.
+        End::Dead(..) if is_fleeting(delivery) => return Ok(None),
         End::Retry(due) => {
             delivery.to.due = Some(*due);
             delivery.parcel(Route::DeliverAt(SystemTime::from(*due)))

@@ -104,6 +104,7 @@ async fn deliverer(publisher: Broken) -> (Arc<Deliverer>, tempfile::TempDir) {
         // In full they would be handed over, not parked.
         archive: Archive::Headers,
         metrics: Metrics::register(&prometheus::Registry::new()).expect("registers"),
+        gate: None,
         disable: mpsc::channel(1).0,
     };
     let deliverer = Deliverer::publishing_by(Arc::new(publisher), parts).expect("a deliverer");

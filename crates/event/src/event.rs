@@ -180,6 +180,19 @@ impl<'de> Deserialize<'de> for EventType {
 #[serde(transparent)]
 pub struct Subject(pub Box<RawValue>);
 
+impl Subject {
+    /// The resources that are named, at most `count_max`: texts as they are, numbers as their
+    /// digits, so that `"10"` and `10` are the same resource.
+    pub fn ids(&self, count_max: usize) -> Vec<String> {
+        let all: Vec<Box<RawValue>> =
+            serde_json::from_str(self.0.get()).unwrap_or_else(|_| vec![self.0.clone()]);
+        let text = |raw: Box<RawValue>| {
+            serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_owned())
+        };
+        all.into_iter().take(count_max).map(text).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +230,19 @@ mod tests {
         ] {
             assert!(EventType::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_subject_names_one_resource_or_several() {
+        let ids = |json: &str, most| {
+            let subject: Subject = serde_json::from_str(json).unwrap();
+            subject.ids(most)
+        };
+        assert_eq!(ids(r#""a\u0062""#, 9), ["ab"]);
+        assert_eq!(ids("10", 9), ["10"]);
+        assert_eq!(ids(r#"[10, "10", 1.50]"#, 9), ["10", "10", "1.50"]);
+        assert_eq!(ids("[1, 2, 3]", 2), ["1", "2"]);
+        assert!(ids("[]", 9).is_empty());
     }
 
     #[test]

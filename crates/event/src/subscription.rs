@@ -204,6 +204,8 @@ pub enum Ordering {
     /// Any order.
     #[default]
     None,
+    /// What a newer version of the same subject has overtaken is not sent any more.
+    Latest,
 }
 
 /// What a new subscription is checked against.

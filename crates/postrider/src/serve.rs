@@ -20,7 +20,7 @@ use dialect::Dialects;
 use event::SubscriptionId;
 use jiff::Timestamp;
 use prometheus::Registry;
-use store::{Store, access::Access, dedup::Dedup, feed::Feed};
+use store::{Store, access::Access, dedup::Dedup, feed::Feed, gate::Gate};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -314,6 +314,7 @@ impl Running {
         let stop = self.stop.clone();
         self.stages.spawn(async move {
             deliverer::run(parts, stop).await.map_err(failed)?;
+            gate: Some(Gate::start(self.store.clone())),
             Ok("deliverer")
         });
         Ok(())

@@ -20,6 +20,10 @@ pub struct Retention {
     /// Quarantined messages.
     #[serde(with = "humantime_serde")]
     pub quarantine: Duration,
+    /// Which versions were sent to subscriptions with `ordering` `latest`, since they were last
+    /// asked about; at least 10 days. Those of a paused or disabled one are kept.
+    #[serde(with = "humantime_serde")]
+    pub versions: Duration,
 }
 
 const fn days(days: u64) -> Duration {
@@ -28,6 +32,8 @@ const fn days(days: u64) -> Duration {
 
 /// Less would forget what is still under way.
 const SHORTEST: Duration = days(1);
+/// A retry may be 7 days after the attempt before it, and what has overtaken it must be known then.
+const SHORTEST_VERSIONS: Duration = days(10);
 const LONGEST: Duration = days(3660);
 
 impl Default for Retention {
@@ -37,6 +43,8 @@ impl Default for Retention {
             deliveries: days(30),
             dead_letters: days(90),
             quarantine: days(30),
+            // A dead letter may be redriven for as long as there is one.
+            versions: days(90),
         }
     }
 }
@@ -49,6 +57,7 @@ impl Retention {
             Kept::Deliveries => self.deliveries,
             Kept::DeadLetters => self.dead_letters,
             Kept::Quarantine => self.quarantine,
+            Kept::Versions => self.versions,
         };
         (!time.is_zero()).then_some(time)
     }
@@ -60,15 +69,23 @@ impl Retention {
             ("retention.deliveries", Kept::Deliveries),
             ("retention.dead_letters", Kept::DeadLetters),
             ("retention.quarantine", Kept::Quarantine),
+            ("retention.versions", Kept::Versions),
         ];
+        let shortest = |kept| match kept {
+            Kept::Versions => SHORTEST_VERSIONS,
+            _ => SHORTEST,
+        };
         let wrong = |kept| {
             self.of(kept)
-                .is_some_and(|time| !(SHORTEST..=LONGEST).contains(&time))
+                .is_some_and(|time| !(shortest(kept)..=LONGEST).contains(&time))
         };
-        let message = || "must be from 1d to 10y, or `0s` for ever".to_owned();
+        let message = |kept| {
+            let days = shortest(kept).as_secs() / 86_400;
+            format!("must be from {days}d to 10y, or `0s` for ever")
+        };
         keys.into_iter()
             .filter(|(_, kept)| wrong(*kept))
-            .map(|(key, _)| (key, message()))
+            .map(|(key, kept)| (key, message(kept)))
             .collect()
     }
 }
@@ -92,5 +109,12 @@ mod tests {
             ..retention
         };
         assert_eq!(hasty.faults()[0].0, "retention.deliveries");
+        let shorter_than_a_retry_waits = Retention {
+            versions: days(9),
+            ..Retention::default()
+        };
+        let faults = shorter_than_a_retry_waits.faults();
+        let told = "must be from 10d to 10y, or `0s` for ever".to_owned();
+        assert_eq!(faults, [("retention.versions", told)]);
     }
 }

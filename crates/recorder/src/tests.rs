@@ -65,6 +65,7 @@ impl Bench {
                 deliveries: Duration::ZERO,
                 dead_letters: Duration::ZERO,
                 quarantine: Duration::ZERO,
+                versions: Duration::ZERO,
             },
             metrics: Metrics::register(&prometheus::Registry::new()).expect("fresh names"),
         }

@@ -87,6 +87,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0004_jobs"),
     step!("0005_held"),
     step!("0006_expunged"),
+    step!("0007_versions"),
 ];
 
 /// An open database.

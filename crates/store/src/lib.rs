@@ -19,6 +19,7 @@ mod error;
 mod expunge;
 mod failing;
 pub mod feed;
+pub mod gate;
 mod held;
 pub mod jobs;
 mod keyring;
@@ -33,6 +34,7 @@ mod time;
 mod tokens;
 
 use std::{sync::Arc, time::Duration};
+pub mod versions;
 
 use arc_swap::ArcSwap;
 use event::{

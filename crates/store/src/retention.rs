@@ -31,15 +31,18 @@ pub enum Kept {
     DeadLetters,
     /// Quarantined messages.
     Quarantine,
+    /// Which versions were let go to subscriptions whose `ordering` is `latest`.
+    Versions,
 }
 
 impl Kept {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Events,
         Self::Deliveries,
         Self::DeadLetters,
         Self::Quarantine,
+        Self::Versions,
     ];
 
     /// The word in the settings and in logs.
@@ -49,6 +52,7 @@ impl Kept {
             Self::Deliveries => "deliveries",
             Self::DeadLetters => "dead_letters",
             Self::Quarantine => "quarantine",
+            Self::Versions => "versions",
         }
     }
 
@@ -57,7 +61,7 @@ impl Kept {
         match self {
             Self::Events => &["events", "event_subjects"],
             Self::Deliveries => &["deliveries", "attempts"],
-            Self::DeadLetters | Self::Quarantine => &[],
+            Self::DeadLetters | Self::Quarantine | Self::Versions => &[],
         }
     }
 }
@@ -86,6 +90,13 @@ fn steps(kept: Kept) -> &'static [&'static str] {
         ],
         Kept::Quarantine => &["DELETE FROM quarantine WHERE id IN (SELECT id \
              FROM quarantine WHERE first_seen < $1 ORDER BY first_seen, id LIMIT $2)"],
+        // What is held, or parked for as long as a pause lasts, may be older than all of them.
+        Kept::Versions => &["DELETE FROM versions WHERE (subscription_id, subject) IN \
+             (SELECT subscription_id, subject FROM versions v WHERE at < $1 \
+             AND NOT EXISTS (SELECT 1 FROM subscriptions s WHERE s.id = v.subscription_id \
+             AND s.state IN ('paused', 'disabled')) \
+             AND NOT EXISTS (SELECT 1 FROM held h WHERE h.subscription_id = v.subscription_id \
+             AND h.document IS NOT NULL) ORDER BY at LIMIT $2) AND at < $1"],
     }
 }
 

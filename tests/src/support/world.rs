@@ -1,7 +1,7 @@
 //! A whole Postrider with an endpoint and a ledger: what should have become of every delivery.
 //!
 //! At the end of every test the law of the design is checked: accepted × matching = delivered +
-//! dead + filtered + waiting, each delivery by its name, and nothing that nobody asked for; first
+//! dead + filtered + superseded + waiting, each delivery by its name, and nothing that nobody asked for; first
 //! by what the endpoint saw, then by what the store remembers.
 
 use std::{
@@ -31,6 +31,7 @@ pub(crate) enum Fate {
     Delivered,
     Dead,
     Filtered,
+    Superseded,
 }
 
 /// A subscription of the test's.
@@ -339,16 +340,14 @@ impl World {
     /// Checks the law, with no duplicate allowed, and ends everything.
     pub(crate) async fn finish(self) {
         let wanted = self.ledger.lock().expect("no test thread panicked").clone();
-        let wanted = wanted
-            .values()
-            .filter(|fate| **fate == Fate::Filtered)
-            .count() as f64;
-        self.wait_for_metric("postrider_deliveries_total", "outcome=\"filtered\"", wanted)
-            .await;
-        let filtered = self
-            .metric("postrider_deliveries_total", "outcome=\"filtered\"")
-            .await;
-        assert_eq!(filtered, wanted, "deliveries stopped by a filter");
+        let metric = "postrider_deliveries_total";
+        for (fate, word) in [(Fate::Filtered, "filtered"), (Fate::Superseded, "superseded")] {
+            let wanted = wanted.values().filter(|is| **is == fate).count() as f64;
+            let outcome = format!("outcome=\"{word}\"");
+            self.wait_for_metric(metric, &outcome, wanted).await;
+            let counted = self.metric(metric, &outcome).await;
+            assert_eq!(counted, wanted, "deliveries {word}");
+        }
         let duplicates = self.settle().await;
         assert_eq!(duplicates, 0, "duplicates in a run without faults");
     }
@@ -487,6 +486,7 @@ impl World {
                 Fate::Delivered => "delivered",
                 Fate::Dead => "dead",
                 Fate::Filtered => "filtered",
+                Fate::Superseded => "superseded",
             };
             let state = states.get(&(owners[key].clone(), key.1.clone()));
             (state.map(String::as_str) != Some(wanted))

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use store::{
     Stored,
     feed::{Feed, Snapshot},
+    gate::Gate,
 };
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
@@ -40,6 +41,8 @@ pub(crate) struct House {
     revision: u64,
     /// What the deliverer follows instead of the subscriptions above.
     pub(crate) feed: Option<Feed>,
+    /// Which versions were sent; `None` is a store that never answers.
+    pub(crate) gate: Option<Gate>,
     pub(crate) folder: TempDir,
 }
 
@@ -112,6 +115,7 @@ impl House {
             subscriptions: subscriptions.into_iter().map(stored).collect(),
             revision: 1,
             feed: None,
+            gate: None,
             folder,
         }
     }
@@ -152,6 +156,7 @@ impl House {
             loaders: self.loaders.clone(),
             archive: self.archive,
             metrics: self.metrics.clone(),
+            gate: self.gate.clone(),
             disable: self.disable.clone(),
         };
         let stop = CancellationToken::new();

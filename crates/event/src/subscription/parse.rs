@@ -856,7 +856,7 @@ impl<'r> Form<'r> {
         match value.as_str() {
             Some("none") => {}
             Some("strict") => self.find(AT, "strict ordering is reserved and does not exist yet"),
-            Some("latest") => self.find(AT, "latest ordering does not exist yet; use `none`"),
+            Some("latest") => return Ordering::Latest,
             Some(other) => {
                 let near = did_you_mean(other, ["none", "latest", "strict"]);
                 self.find(AT, format!("unknown ordering `{}`{near}", shown(other, 64)));

@@ -89,7 +89,7 @@ fn full() -> Value {
             "retry": { "delays": ["5s", "1m"] },
             "max_in_flight": 4,
             "rate_limit": "50/s",
-            "ordering": "none",
+            "ordering": "latest",
             "disable_after": {"failures": 10, "for": "36h"}
         }
     })
@@ -292,10 +292,6 @@ fn fields_have_their_bounds() {
     refused(
         json!({"delivery": {"timeout": "999ms"}}),
         "/delivery/timeout",
-    );
-    refused(
-        json!({"delivery": {"ordering": "latest"}}),
-        "/delivery/ordering latest ordering does not exist yet",
     );
     refused(
         json!({"delivery": {"ordering": "sttrict"}}),
