@@ -1,5 +1,8 @@
 //! Tokens, scopes, and tenants that never learn of each other.
 
+mod matrix;
+mod tokens;
+
 use serde_json::{Value, json};
 
 use crate::support::world::{Answer, Kind, World};

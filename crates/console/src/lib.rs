@@ -4,8 +4,7 @@
 //! (`form`), asks the store within the caller's sight, and answers as contract 3 has it. What is
 //! not the caller's tenant's is, byte for byte, what never was: 404.
 //!
-//! Calls are bounded in size, time and number of connections; a rate limit by token and address
-//! comes with issue 5.
+//! Calls are bounded in size, time, rate and number of connections by [`service::http`].
 
 mod answer;
 mod caller;

@@ -62,6 +62,8 @@ fn metrics() -> String {
     recorder::metrics::Metrics::register(&registry).expect("the recorder's metrics");
     recorder::jobs::metrics::Metrics::register(&registry).expect("the metrics of jobs");
     producer::Metrics::register(&registry).expect("the producer's metrics");
+    service::http::Limiter::register(&service::http::Settings::default(), &registry)
+        .expect("the API's metrics");
     crate::serve::gauges::Gauges::register(&registry).expect("the process's metrics");
     crate::serve::gauges::Duplicates::register(&registry, None).expect("the dedup's metrics");
     service::ops::build_info(&registry, "0", "0").expect("the build's metric");

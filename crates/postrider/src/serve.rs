@@ -246,6 +246,9 @@ impl Running {
         }
         let listener = service::http::bind("api.listen", listen)
             .await
+        let limiter = service::http::Limiter::register(&settings.api, &self.registry)
+            .map_err(metrics_failed)?;
+        let app = limiter.around(app);
             .map_err(failed)?;
         self.api = listener.local_addr().ok();
         let limits = service::http::Limits::from(&settings.api);

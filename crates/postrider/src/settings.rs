@@ -189,6 +189,26 @@ pub(crate) const KEYS: &[Key] = &[
     url(
         "store.url",
         "",
+    key(
+        "api.connections_per_client_max",
+        "512",
+        "Open connections from one address, trusted proxies apart; one more is closed at once.",
+    ),
+    key(
+        "api.rate_limit.failures_per_minute",
+        "60",
+        "Requests without a valid token from one address (in IPv6 a /64); more are answered 429, and a token that was good goes on. `0`: no limit.",
+    ),
+    key(
+        "api.rate_limit.requests_per_second",
+        "5000",
+        "Requests with one token; more are answered 429. `0`: no limit.",
+    ),
+    key(
+        "api.trusted_proxies",
+        "",
+        "Networks of the proxies in front, such as `10.0.0.0/8`: only what they add to `X-Forwarded-For` is believed. Empty: the address is the connection's own.",
+    ),
         "`sqlite://PATH` or `postgres://…`; by default `postrider.db` in the broker's folder.",
     ),
     secret(

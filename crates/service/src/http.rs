@@ -2,6 +2,7 @@
 //! or huge client cannot hold.
 
 mod guard;
+mod limit;
 mod problem;
 mod serve;
 
@@ -17,10 +18,12 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use http::{HeaderMap, StatusCode, header};
 use hyper::body::Body as _;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use limit::{Limiter, RateLimit};
 pub use problem::{FieldError, Problem};
-pub use serve::{BindError, bind, serve, shell};
+pub use serve::{BindError, Endless, bind, serve, shell};
 
 /// `[api]` of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,12 @@ pub struct Settings {
     pub body_max: ByteSize,
     /// How many connections may be open at once; default 1024, 1 to 65 536. One more waits.
     pub connections_max: usize,
+    /// How many of them one address may have; default 512. One more is closed at once.
+    pub connections_per_client_max: usize,
+    /// How often a client may ask.
+    pub rate_limit: RateLimit,
+    /// The proxies in front: whom they speak for is read from `X-Forwarded-For`; default none.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Default for Settings {
@@ -40,6 +49,9 @@ impl Default for Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             body_max: ByteSize::mib(4),
             connections_max: 1024,
+            connections_per_client_max: 512,
+            rate_limit: RateLimit::default(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -53,6 +65,10 @@ impl Settings {
         }
         if !(1..=65_536).contains(&self.connections_max) {
             faults.push(("api.connections_max", "must be 1 to 65536".to_owned()));
+        }
+        if !(1..=65_536).contains(&self.connections_per_client_max) {
+            let must = "must be 1 to 65536".to_owned();
+            faults.push(("api.connections_per_client_max", must));
         }
         faults
     }
@@ -69,6 +85,10 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How many connections may be open at once; one more waits.
     pub connections_max: usize,
+    /// How many of them one address may have; one more is closed at once.
+    pub connections_per_client_max: usize,
+    /// Proxies, whose connections are those of many.
+    pub trusted_proxies: Vec<IpNet>,
     /// The largest header block, in bytes.
     pub header_bytes_max: usize,
 }
@@ -80,6 +100,8 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             connections_max: 1024,
+            connections_per_client_max: 1024,
+            trusted_proxies: Vec::new(),
             header_bytes_max: 32 * 1024,
         }
     }
@@ -89,6 +111,8 @@ impl From<&Settings> for Limits {
     fn from(settings: &Settings) -> Self {
         Self {
             connections_max: settings.connections_max,
+            connections_per_client_max: settings.connections_per_client_max,
+            trusted_proxies: settings.trusted_proxies.clone(),
             ..Self::default()
         }
     }

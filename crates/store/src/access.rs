@@ -48,6 +48,8 @@ struct Kept {
     /// By hash, so that no token stays in memory longer than its request.
     principals: HashMap<[u8; 32], (Instant, Principal)>,
     has_tokens: Option<(Instant, bool)>,
+    /// How often it was forgotten: an answer asked for before that is not kept after it.
+    forgotten: u64,
 }
 
 impl Access {
@@ -76,8 +78,12 @@ impl Access {
         {
             return Ok(!has_tokens);
         }
+        let forgotten = self.lock().forgotten;
         let has_tokens = self.store.has_tokens().await.map_err(away)?;
-        self.lock().has_tokens = Some((asked, has_tokens));
+        let mut kept = self.lock();
+        if kept.forgotten == forgotten {
+            kept.has_tokens = Some((asked, has_tokens));
+        }
         Ok(!has_tokens)
     }
 
@@ -109,7 +115,11 @@ impl Access {
     /// Forgets what is kept, so that a token made or revoked in this process counts with the very
     /// next call; the other processes follow within a second.
     pub fn forget(&self) {
-        *self.lock() = Kept::default();
+        let mut kept = self.lock();
+        *kept = Kept {
+            forgotten: kept.forgotten + 1,
+            ..Kept::default()
+        };
     }
 
     /// Hashes are compared, so that not even the length shows in the time.
@@ -128,12 +138,11 @@ impl Access {
     ) -> Result<Option<Principal>, Denied> {
         let asked = Instant::now();
         let fresh = |at: &Instant| asked.duration_since(*at) < FRESH;
-        let known = self
-            .lock()
-            .principals
-            .get(&hash)
-            .filter(|(at, _)| fresh(at))
-            .cloned();
+        let (known, forgotten) = {
+            let kept = self.lock();
+            let known = kept.principals.get(&hash).filter(|(at, _)| fresh(at));
+            (known.cloned(), kept.forgotten)
+        };
         if let Some((_, principal)) = known {
             return Ok(Some(principal));
         }
@@ -144,7 +153,7 @@ impl Access {
             if kept.principals.len() >= KEPT_MAX {
                 kept.principals.retain(|_, (at, _)| fresh(at));
             }
-            if kept.principals.len() < KEPT_MAX {
+            if kept.principals.len() < KEPT_MAX && kept.forgotten == forgotten {
                 kept.principals.insert(hash, (asked, principal.clone()));
             }
         }

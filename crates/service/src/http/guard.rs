@@ -30,6 +30,8 @@ enum Phase {
     Busy,
     /// Between two requests since then, the last answer perhaps not taken by the client yet.
     Idle(Instant),
+    /// In an answer without an end, of which the client took something then.
+    Streaming(Instant),
 }
 
 impl Phases {
@@ -42,6 +44,18 @@ impl Phases {
     pub(super) fn begin(&self) -> InRequest {
         *self.lock() = Phase::Busy;
         InRequest(self.clone())
+    }
+
+    /// The answer has no end: it may take as long as its client goes on taking it.
+    pub(super) fn stream(&self) {
+        *self.lock() = Phase::Streaming(Instant::now());
+    }
+
+    fn written(&self) {
+        let mut phase = self.lock();
+        if matches!(*phase, Phase::Streaming(_)) {
+            *phase = Phase::Streaming(Instant::now());
+        }
     }
 
     fn read(&self) {
@@ -58,7 +72,7 @@ impl Phases {
             let now = Instant::now();
             let due = match *self.lock() {
                 Phase::Headers(since) => since + limits.header_timeout,
-                Phase::Idle(since) => since + limits.idle_timeout,
+                Phase::Idle(since) | Phase::Streaming(since) => since + limits.idle_timeout,
                 Phase::Busy => now + limits.header_timeout,
             };
             if due <= now {
@@ -114,7 +128,11 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Guarded<C> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.phases.written();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -130,7 +148,11 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Guarded<C> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.phases.written();
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

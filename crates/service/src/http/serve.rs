@@ -1,12 +1,13 @@
 //! The server: hyper over a bounded number of guarded connections, drained when asked to stop.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     hash::{BuildHasher, RandomState},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Limits, Problem,
     guard::{Guarded, Phases},
+    limit::plain,
 };
 
 /// Names a request in our answer and in our log.
@@ -46,6 +48,16 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// After a failed accept (usually no file descriptors left): long enough for one to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of a request's connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// An extension of an answer that has no end: its connection lasts for as long as the client goes
+/// on taking something of it within the idle time. Whoever makes such an answer writes something
+/// more often than that, and ends it when the process stops.
+#[derive(Debug, Clone, Copy)]
+pub struct Endless;
 
 /// A listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +88,7 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: Can
     let app = shell(app, limits.request_timeout);
     let room = Arc::new(Semaphore::new(limits.connections_max.max(1)));
     let graceful = GracefulShutdown::new();
+    let crowd = Crowd::default();
     loop {
         let next = async {
             // Room first: what we cannot serve waits in the kernel's queue, not in our memory.
@@ -89,7 +102,13 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: Can
         // The semaphore is never closed.
         let Ok(permit) = permit else { break };
         match accepted {
-            Ok((stream, _)) => connect(stream, permit, app.clone(), &limits, &graceful),
+            Ok((stream, peer)) => match crowd.enter(peer.ip(), &limits) {
+                Some(place) => {
+                    let held = (permit, place);
+                    connect((stream, peer), held, app.clone(), &limits, &graceful);
+                }
+                None => tracing::debug!(%peer, "too many connections from one address"),
+            },
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -100,9 +119,44 @@ pub async fn serve(listener: TcpListener, app: Router, limits: Limits, stop: Can
     graceful.shutdown().await;
 }
 
+/// How many connections each address has.
+#[derive(Debug, Clone, Default)]
+struct Crowd(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address, while this lives.
+struct Place(Crowd, IpAddr);
+
+impl Crowd {
+    /// A place for one more, where there is one.
+    fn enter(&self, peer: IpAddr, limits: &Limits) -> Option<Place> {
+        let peer = plain(peer);
+        let is_proxy = limits.trusted_proxies.iter().any(|net| net.contains(&peer));
+        let mut crowd = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = crowd.entry(peer).or_default();
+        if *count >= limits.connections_per_client_max.max(1) && !is_proxy {
+            return None;
+        }
+        *count += 1;
+        Some(Place(self.clone(), peer))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self(crowd, peer) = self;
+        let mut crowd = crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = crowd.get_mut(peer) {
+            *count -= 1;
+            if *count == 0 {
+                crowd.remove(peer);
+            }
+        }
+    }
+}
+
 fn connect(
-    stream: TcpStream,
-    permit: OwnedSemaphorePermit,
+    (stream, peer): (TcpStream, SocketAddr),
+    held: (OwnedSemaphorePermit, Place),
     app: Router,
     limits: &Limits,
     graceful: &GracefulShutdown,
@@ -115,12 +169,18 @@ fn connect(
     let io = TokioIo::new(Guarded::new(stream, phases.clone()));
     let watched = (phases.clone(), limits.clone());
     let app = TowerToHyperService::new(app);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
         let under_way = phases.begin();
         let answer = app.call(request.map(Body::new));
+        let phases = phases.clone();
         async move {
             let answer: Result<Response, Infallible> = answer.await;
             drop(under_way);
+            let endless = |answer: &Response| answer.extensions().get::<Endless>().is_some();
+            if answer.as_ref().is_ok_and(endless) {
+                phases.stream();
+            }
             answer
         }
     });
@@ -138,7 +198,7 @@ fn connect(
             },
             () = phases.dawdled(&limits) => tracing::debug!("a connection was too slow"),
         }
-        drop(permit);
+        drop(held);
     });
 }
 
