@@ -93,11 +93,11 @@ pub struct Parts {
     pub archive: Archive,
     /// Counters.
     pub metrics: Metrics,
+    /// Knows which versions were sent; without it, deliveries that must know wait.
+    pub gate: Option<Gate>,
     /// Takes the subscriptions whose endpoint answered 410, with the reason to disable them for.
     pub disable: mpsc::Sender<(SubscriptionId, String)>,
 }
-    /// Knows which versions were sent; without it, deliveries that must know wait.
-    pub gate: Option<Gate>,
 
 /// Why a deliverer could not begin, or ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -128,11 +128,11 @@ const PURPOSE: HeaderName = HeaderName::from_static("x-postrider-purpose");
 /// The three headers of Standard Webhooks.
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-/// How soon what waits for the store looks again.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// How soon a process that does not know a subscription yet looks again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+/// How soon what waits for the store looks again.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// A subscription that is unknown after so many pauses in a row, more than a quarter of an hour, ...
 const UNKNOWN_MAX: u32 = 60;
 /// ... while the store answers, is not known to anybody.
@@ -198,12 +198,12 @@ struct Deliverer {
     /// A permit for each attempt under way. Closed when the process stops.
     in_flight: Semaphore,
     wait_max: Duration,
+    gate: Option<Gate>,
     metrics: Metrics,
     disable: mpsc::Sender<(SubscriptionId, String)>,
 }
 
 /// A delivery that was taken, with what its taking must give back.
-    gate: Option<Gate>,
 struct Taken {
     delivery: Delivery,
     share: Share,
@@ -228,13 +228,13 @@ impl From<End> for Turn {
 enum End {
     Delivered,
     Filtered(Stopped),
+    /// A newer version of its subject was sent before.
+    Superseded(Newer),
     Retry(Timestamp),
     /// Its subscription is paused or disabled, in words.
     Held(String),
     Parked(Refused),
     Dead(DeadReason, String),
-    /// A newer version of its subject was sent before.
-    Superseded(Newer),
     /// The broker hands it out again: nothing is made of this copy.
     Void,
 }
@@ -272,6 +272,7 @@ impl Deliverer {
             loaders,
             archive,
             metrics,
+            gate,
             disable,
         } = parts;
         let room_max = settings.max_in_flight * ROOM_PER_ATTEMPT;
@@ -282,7 +283,6 @@ impl Deliverer {
         };
         let counters = journal::Counters {
             entries: metrics.log_entries.clone(),
-            gate,
             batches: metrics.log_batches.clone(),
         };
         Ok(Self {
@@ -296,6 +296,7 @@ impl Deliverer {
             room_max,
             in_flight: Semaphore::new(settings.max_in_flight),
             wait_max: settings.wait_max,
+            gate,
             metrics,
             disable,
         })
@@ -306,7 +307,6 @@ impl Deliverer {
     /// Carries a delivery from its taking to its settlement.
     async fn carry(self: Arc<Self>, taken: Taken) {
         let Taken {
-            gate,
             mut delivery,
             share,
             _room,
@@ -355,6 +355,9 @@ impl Deliverer {
                 Ok(place) => place,
                 Err(refused) => return End::Parked(refused).into(),
             };
+            if let Err(end) = self.pass(delivery, &lane).await {
+                return end.into();
+            }
             // It may have waited: a subscription is judged as it is when the attempt is made, and
             // what the broker hands out again is attempted only then.
             if self.is_current(&lane) && !share.is_void() {
@@ -365,9 +368,6 @@ impl Deliverer {
 
     /// Whoever sent this delivery had seen changes that `snapshot` lacks: waits for those, and says
     /// whether they have come. Without it, what a resume sends would be held again by a deliverer
-            if let Err(end) = self.pass(delivery, &lane).await {
-                return end.into();
-            }
     /// that has not heard of the resume, and would come behind what was younger.
     async fn catch_up(&self, delivery: &Delivery, snapshot: &Snapshot) -> bool {
         if snapshot.revision >= delivery.revision {
@@ -447,16 +447,6 @@ impl Deliverer {
         })
     }
 
-    /// How long a delivery may wait here: less once the room for waiting is half taken, because
-    /// then it keeps others out.
-    fn patience(&self) -> Duration {
-        if self.room.available_permits() * 2 > self.room_max {
-            self.wait_max
-        } else {
-            self.wait_max / CROWDED_PATIENCE
-        }
-    }
-
     /// Whether it may still be sent, where its subscription wants only what is newest. Asked last,
     /// with a place in hand: between the answer and the attempt nothing is waited for.
     async fn pass(&self, delivery: &Delivery, lane: &Lane) -> Result<(), End> {
@@ -478,6 +468,16 @@ impl Deliverer {
             Pass::Go => Ok(()),
             Pass::Overtaken(newer) => Err(End::Superseded(newer)),
             Pass::Unknown => Err(End::Parked((Cause::Store, STORE_PAUSE))),
+        }
+    }
+
+    /// How long a delivery may wait here: less once the room for waiting is half taken, because
+    /// then it keeps others out.
+    fn patience(&self) -> Duration {
+        if self.room.available_permits() * 2 > self.room_max {
+            self.wait_max
+        } else {
+            self.wait_max / CROWDED_PATIENCE
         }
     }
 

@@ -147,6 +147,7 @@ pub(crate) fn entry(
             entry.state = DeliveryState::Filtered;
             entry.clause = Some(stopped.clause.to_string());
             entry.detail = Some(stopped.detail.clone());
+        }
         End::Superseded(newer) => {
             entry.state = DeliveryState::Superseded;
             entry.clause = Some("ordering".into());
@@ -154,7 +155,6 @@ pub(crate) fn entry(
                 "overtaken by version {} of the same subject, in event {}",
                 newer.version, newer.event_id
             ));
-        }
         }
         End::Retry(due) => {
             entry.state = DeliveryState::Retrying;

@@ -246,9 +246,6 @@ impl Running {
         }
         let listener = service::http::bind("api.listen", listen)
             .await
-        let limiter = service::http::Limiter::register(&settings.api, &self.registry)
-            .map_err(metrics_failed)?;
-        let app = limiter.around(app);
             .map_err(failed)?;
         self.api = listener.local_addr().ok();
         let limits = service::http::Limits::from(&settings.api);
@@ -312,12 +309,12 @@ impl Running {
             loaders: settings.loaders.clone(),
             archive: settings.recorder.archive,
             metrics: deliverer::Metrics::register(&self.registry).map_err(metrics_failed)?,
+            gate: Some(Gate::start(self.store.clone())),
             disable,
         };
         let stop = self.stop.clone();
         self.stages.spawn(async move {
             deliverer::run(parts, stop).await.map_err(failed)?;
-            gate: Some(Gate::start(self.store.clone())),
             Ok("deliverer")
         });
         Ok(())

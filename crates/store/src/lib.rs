@@ -32,9 +32,9 @@ mod rows;
 mod subscriptions;
 mod time;
 mod tokens;
+pub mod versions;
 
 use std::{sync::Arc, time::Duration};
-pub mod versions;
 
 use arc_swap::ArcSwap;
 use event::{
