@@ -244,6 +244,9 @@ impl Running {
                 dialects: Arc::clone(dialects),
             }));
         }
+        let limiter = service::http::Limiter::register(&settings.api, &self.registry)
+            .map_err(metrics_failed)?;
+        let app = limiter.around(app);
         let listener = service::http::bind("api.listen", listen)
             .await
             .map_err(failed)?;
