@@ -79,7 +79,7 @@ async fn pipeline(plan: &Plan, options: &cli::Bench) -> Result<Value, Failure> {
     let sink_at = sink.says()?;
     plan.subscribe(&format!("http://{sink_at}"), options)
         .await?;
-    let parts = if plan.embedded {
+    let mut parts = if plan.embedded {
         vec![Part::start("node", &mut plan.bench_part("node", options)?)?]
     } else {
         vec![
@@ -88,6 +88,9 @@ async fn pipeline(plan: &Plan, options: &cli::Bench) -> Result<Value, Failure> {
             Part::start("load", &mut plan.bench_part("load", options)?)?,
         ]
     };
+    if options.recorder && !plan.embedded {
+        parts.push(Part::start("recorder", &mut plan.role("recorder")?)?);
+    }
     tokio::time::sleep(WARM_UP).await;
     wait_for_traffic(&sink_at).await?;
     sink::ask(&sink_at, "/reset").await?;

@@ -745,6 +745,10 @@ pub(crate) struct Bench {
     /// Other subscriptions, that match nothing
     #[arg(long, default_value_t = 0)]
     pub(crate) subscriptions: usize,
+    /// Have a recorder at work beside it, on the bench's own store (PostgreSQL where `store.url`
+    /// names one: its tables are filled)
+    #[arg(long)]
+    pub(crate) recorder: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,

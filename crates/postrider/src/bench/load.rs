@@ -24,12 +24,13 @@ pub(super) async fn run(settings: &Settings, options: &cli::Bench) -> Result<(),
     publish(broker.publisher(), options).await
 }
 
-/// Router and deliverer beside the load, for the broker that only one process can open.
+/// Router and deliverer (and recorder) beside the load, for the broker that only one process can open.
 pub(super) async fn run_with_stages(
     settings: &Settings,
     options: &cli::Bench,
 ) -> Result<(), Failure> {
-    let roles = [Role::Router, Role::Deliverer];
+    let mut roles = vec![Role::Router, Role::Deliverer];
+    roles.extend(options.recorder.then_some(Role::Recorder));
     let running = Running::start(settings, &roles, CancellationToken::new()).await?;
     let publisher = running.broker().publisher();
     tokio::select! {

@@ -23,6 +23,7 @@ pub(super) struct Plan {
     folder: PathBuf,
     pub(super) embedded: bool,
     broker_url: String,
+    store_url: String,
 }
 
 impl Plan {
@@ -40,10 +41,17 @@ impl Plan {
         } else {
             settings.broker.url.clone()
         };
+        // PostgreSQL only where the recorder is what is measured: it is somebody's data.
+        let store_url = if options.recorder && settings.store.url.starts_with("postgres") {
+            settings.store.url.clone()
+        } else {
+            format!("sqlite://{}/postrider.db", folder.display())
+        };
         Ok(Self {
             folder,
             embedded,
             broker_url,
+            store_url,
         })
     }
 
@@ -59,16 +67,12 @@ impl Plan {
         std::env::current_exe().map_err(failed)
     }
 
-    fn store_url(&self) -> String {
-        format!("sqlite://{}/postrider.db", self.folder.display())
-    }
-
     /// A command of ours with the bench's settings.
     pub(super) fn command(&self) -> Result<Command, Failure> {
         let mut command = Command::new(self.program()?);
         command
             .env("POSTRIDER__BROKER__URL", &self.broker_url)
-            .env("POSTRIDER__STORE__URL", self.store_url())
+            .env("POSTRIDER__STORE__URL", &self.store_url)
             .env("POSTRIDER__API__LISTEN", "127.0.0.1:0")
             .env("POSTRIDER__OPS__LISTEN", "127.0.0.1:0")
             .env("POSTRIDER__EGRESS__ALLOW", "127.0.0.0/8")
@@ -99,6 +103,9 @@ impl Plan {
             "--secs",
             &number(&options.secs),
         ]);
+        if options.recorder {
+            command.arg("--recorder");
+        }
         Ok(command)
     }
 
@@ -106,7 +113,7 @@ impl Plan {
     /// those that do not.
     pub(super) async fn subscribe(&self, sink: &str, options: &cli::Bench) -> Result<(), Failure> {
         let settings = store::Settings {
-            url: self.store_url(),
+            url: self.store_url.clone(),
             ..store::Settings::default()
         };
         let store = Store::open(&settings).await.map_err(failed)?;
