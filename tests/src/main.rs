@@ -27,6 +27,7 @@ mod retries;
 mod signatures;
 mod store_contract;
 // Not every helper is used on every path.
+mod rude_clients;
 #[allow(dead_code)]
 mod support;
 mod tenants;
