@@ -102,6 +102,14 @@ async fn a_retry_that_was_overtaken_ends_superseded(world: World) {
     );
     let told = "overtaken by version 2 of the same subject, in event e2";
     assert_eq!(why["detail"], told);
+    let path = format!("/v1/subscriptions/{}/explain", new.id);
+    for (version, state) in [(1, "superseded"), (2, "pending")] {
+        let mut asked = event("asked", "a", version);
+        asked["data"] = json!({});
+        let explained = world.call("POST", &path, Some(asked)).await.expect(200);
+        assert_eq!(explained["state"], state, "{explained:#}");
+        assert_eq!(explained["clause"] == "ordering", version == 1);
+    }
     let deliveries = "postrider_deliveries_total";
     let superseded = r#"outcome="superseded""#;
     assert_eq!(world.metric(deliveries, superseded).await, 1.0);

@@ -18,15 +18,16 @@ use event::{
     filter::{Filter, Stopped},
     reason::{DeadReason, DeliveryState},
     secret::names_a_secret,
-    subscription::{SubscriptionState, View},
+    subscription::{Ordering, SubscriptionState, View},
     target::TargetRules,
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use store::versions::Sending;
 
 use crate::{
     App,
-    answer::{Answer, refused},
+    answer::{Answer, refused, store_failed},
     caller::{Caller, Id},
     form,
     subscriptions::find,
@@ -79,6 +80,7 @@ enum End {
     Unmatched,
     Filtered,
     Held,
+    Superseded,
     Dead(DeadReason),
 }
 
@@ -114,7 +116,16 @@ async fn explain(
         fresh_id: Some(EventId::fresh),
     };
     let event = admission::admit(&body, &envelope).map_err(refused)?;
-    let explained = Explained::of(&event, &subscription, &app.dialects, &app.rules, now);
+    let mut explained = Explained::of(&event, &subscription, &app.dialects, &app.rules, now);
+    if let Some(judged) = in_order(&app, &event, &subscription).await? {
+        let Explained {
+            mut checks,
+            rendered,
+            ..
+        } = explained;
+        checks.push(Check::of("ordering", judged, End::Superseded));
+        explained = Explained::sum(checks, rendered);
+    }
     Ok(Json(explained).into_response())
 }
 
@@ -174,6 +185,7 @@ impl Explained {
             Some(End::Unmatched) => (None, None),
             Some(End::Filtered) => (Some(DeliveryState::Filtered), None),
             Some(End::Held) => (Some(DeliveryState::Held), None),
+            Some(End::Superseded) => (Some(DeliveryState::Superseded), None),
             Some(End::Dead(reason)) => (Some(DeliveryState::Dead), Some(reason)),
         };
         Self {
@@ -265,6 +277,22 @@ fn sentence(faults: &[Fault]) -> String {
         })
         .collect();
     faults.join("; ")
+}
+
+/// Whether no newer version was sent, where the subscription asks for that.
+async fn in_order(
+    app: &App,
+    event: &Event,
+    subscription: &Subscription,
+) -> Answer<Option<Result<(), String>>> {
+    if subscription.delivery.ordering == Ordering::None {
+        return Ok(None);
+    }
+    let Some(sending) = Sending::of(event, &subscription.id) else {
+        return Ok(Some(Ok(())));
+    };
+    let newer = app.store.overtaken(&sending).await.map_err(store_failed)?;
+    Ok(Some(newer.map_or(Ok(()), |newer| Err(newer.to_string()))))
 }
 
 fn is_active(subscription: &Subscription) -> Result<(), String> {

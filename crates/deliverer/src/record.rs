@@ -151,10 +151,7 @@ pub(crate) fn entry(
         End::Superseded(newer) => {
             entry.state = DeliveryState::Superseded;
             entry.clause = Some("ordering".into());
-            entry.detail = Some(format!(
-                "overtaken by version {} of the same subject, in event {}",
-                newer.version, newer.event_id
-            ));
+            entry.detail = Some(newer.to_string());
         }
         End::Retry(due) => {
             entry.state = DeliveryState::Retrying;

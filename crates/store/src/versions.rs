@@ -4,7 +4,10 @@
 //! several deliverers none can send an older version after another has been told to send a newer
 //! one. The commit is on the disk before anybody is told: what is remembered outlives a crash.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use event::{Event, EventId, SubscriptionId};
 use jiff::Timestamp;
@@ -54,6 +57,17 @@ pub struct Newer {
     pub version: u64,
     /// The event that it came with.
     pub event_id: EventId,
+}
+
+impl fmt::Display for Newer {
+    /// As it stands in a delivery's detail.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, event_id } = self;
+        write!(
+            f,
+            "overtaken by version {version} of the same subject, in event {event_id}"
+        )
+    }
 }
 
 /// A subject of a subscription's: its id and the subject's hash.
