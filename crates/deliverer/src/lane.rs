@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use dialect::{Dialects, Speaker};
+use dialect::{Dialects, Signer, Speaker};
 use event::{
     Subscription, SubscriptionId, filter::Filter, subscription::RateLimit, target::TargetRules,
 };
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use prometheus::IntGaugeVec;
 use store::{Stored, feed::Snapshot};
 use tokio::time::{Instant, sleep};
@@ -25,7 +25,6 @@ use url::Url;
 use crate::{
     endpoint::{Bounds, Endpoint, Refused},
     park::Cause,
-    sign::Signer,
 };
 
 /// The way to one subscription.
@@ -135,7 +134,7 @@ impl Lanes {
         })?;
         let speaker = self.dialects.speaker(subscription);
         let speaker = speaker.map_err(|error| error.to_string())?;
-        let headers = headers(subscription)?;
+        let headers = dialect::own_headers(subscription)?;
         let window_max = subscription.delivery.max_in_flight.max(1);
         // What is known of the endpoint stays known while the URL does.
         let endpoint = before
@@ -214,21 +213,6 @@ impl Rate {
             limiter: RateLimiter::direct(quota),
         })
     }
-}
-
-fn headers(subscription: &Subscription) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::with_capacity(subscription.headers.len() + 8);
-    for (name, value) in &subscription.headers {
-        let parsed = HeaderName::try_from(name)
-            .ok()
-            .zip(HeaderValue::try_from(value).ok());
-        let Some((name, mut value)) = parsed else {
-            return Err(format!("the subscription's header {name:?} cannot be sent"));
-        };
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    Ok(headers)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //!
 //! The rooms: `take` and `settle` (the two ends), `bundle` (who may ack), `lane` (what is known of
 //! a subscription), `endpoint` (what it can take now), `views` (what events lack), `client` (the
-//! only way out), `journal` (the delivery log), and the pure ones: `sign`, `verdict`, `park`,
+//! only way out), `journal` (the delivery log), and the pure ones: `verdict`, `park`,
 //! `outcome`, `record` and `delivery`.
 
 mod bundle;
@@ -25,15 +25,17 @@ mod park;
 mod record;
 pub mod settings;
 mod settle;
-mod sign;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod take;
 mod verdict;
 mod views;
+mod way;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use broker::{Broker, Publish, Queue};
-use dialect::{Dialects, Rendered};
+use broker::{Broker, Publish, Queue, clock};
+use dialect::{Dialects, Rendered, Writing};
 use event::{
     Subscription, SubscriptionId,
     delivery::Purpose,
@@ -43,7 +45,7 @@ use event::{
     subscription::{Ordering, SubscriptionState},
 };
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::HeaderMap;
 use jiff::Timestamp;
 use prometheus::IntGauge;
 use store::{
@@ -73,6 +75,7 @@ pub use settings::{Egress, Loaders, Settings};
 use verdict::{Case, Verdict};
 pub use views::BadLoader;
 use views::{Loaded, Miss, Views};
+use way::Way;
 
 /// What a deliverer needs.
 #[derive(Debug)]
@@ -123,12 +126,6 @@ const ROOM_PER_ATTEMPT: usize = 4;
 const CROWDED_PATIENCE: u32 = 4;
 /// A lane that nobody used for so long is forgotten.
 const IDLE_LANE: Duration = Duration::from_secs(600);
-/// Says that a person asked for the delivery: `test` or `replay`.
-const PURPOSE: HeaderName = HeaderName::from_static("x-postrider-purpose");
-/// The three headers of Standard Webhooks.
-const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// How soon a process that does not know a subscription yet looks again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 /// How soon what waits for the store looks again.
@@ -141,6 +138,14 @@ const SNAPSHOT_FRESH: Duration = Duration::from_secs(10);
 /// Delivers until `stop`, then finishes and settles what is under way, within the grace period.
 /// What merely waits goes back to the queue.
 pub async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
+    run_by(parts, stop, Deliverer::new).await
+}
+
+async fn run_by(
+    parts: Parts,
+    stop: CancellationToken,
+    deliverer: impl FnOnce(Parts) -> Result<Deliverer, Error>,
+) -> Result<(), Error> {
     // Without subscriptions every delivery would look like one to a deleted subscription.
     if !first_snapshot(&parts.feed, &stop).await {
         return Ok(());
@@ -149,7 +154,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
     let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
     let grace = parts.settings.grace;
     let broker = parts.broker.clone();
-    let deliverer = Arc::new(Deliverer::new(parts)?);
+    let deliverer = Arc::new(deliverer(parts)?);
     let mut consumer = broker.consume(Queue::Deliver, prefetch).await;
     let mut under_way = JoinSet::new();
     let ended = deliverer
@@ -188,7 +193,7 @@ async fn first_snapshot(feed: &Feed, stop: &CancellationToken) -> bool {
 struct Deliverer {
     publisher: Arc<dyn Publish>,
     feed: Feed,
-    client: Client,
+    way: Way,
     lanes: Lanes,
     views: Views,
     journal: Journal,
@@ -263,6 +268,11 @@ impl Deliverer {
     }
 
     fn publishing_by(publisher: Arc<dyn Publish>, parts: Parts) -> Result<Self, Error> {
+        let client = Client::new(&parts.settings, &parts.egress)?;
+        Self::going_by(publisher, parts, Way::Guarded(Box::new(client)))
+    }
+
+    fn going_by(publisher: Arc<dyn Publish>, parts: Parts, way: Way) -> Result<Self, Error> {
         let Parts {
             broker: _,
             feed,
@@ -287,7 +297,7 @@ impl Deliverer {
         };
         Ok(Self {
             feed,
-            client: Client::new(&settings, &egress)?,
+            way,
             lanes: Lanes::new(dialects, egress.rules(), bounds, metrics.endpoints.clone()),
             views: Views::new(&loaders, &settings, &egress, metrics.loads.clone())?,
             journal: Journal::new(archive, publisher.clone(), counters),
@@ -488,7 +498,7 @@ impl Deliverer {
         loaded: &Loaded,
         place: Place<'_>,
     ) -> Turn {
-        let now = Timestamp::now();
+        let now = clock::now();
         let subscription = lane.subscription();
         let (headers, rendered) = match self.write(delivery, lane, loaded, now) {
             Ok(written) => written,
@@ -501,7 +511,7 @@ impl Deliverer {
         self.observe_lateness(delivery, now);
         let outcome = match lane.target.clone() {
             Some(url) => {
-                self.client
+                self.way
                     .post(Post {
                         url,
                         headers,
@@ -515,9 +525,12 @@ impl Deliverer {
                     })
                     .await
             }
-            None => client::not_allowed(),
+            None => Ok(client::not_allowed()),
         };
         drop(place.in_flight);
+        let Ok(outcome) = outcome else {
+            return End::Parked((Cause::Crowded, Duration::ZERO)).into();
+        };
         debug!(
             event_id = %delivery.event.id, subscription_id = %subscription.id,
             delivery_id = %delivery.id(), tenant = %subscription.tenant,
@@ -528,7 +541,7 @@ impl Deliverer {
         self.count_attempt(&outcome);
         let not_retried = &lane.speaker.policy().not_retried;
         let end = judge(delivery, &outcome, subscription, not_retried, now);
-        let pause = verdict::asked_pause(&outcome, Timestamp::now());
+        let pause = verdict::asked_pause(&outcome, clock::now());
         place.slot.leave(&outcome, pause, || jitter(delivery));
         if matches!(end, End::Dead(DeadReason::Gone, _)) && delivery.to.purpose != Purpose::Test {
             self.ask_to_disable(&subscription.id);
@@ -543,7 +556,7 @@ impl Deliverer {
     /// An attempt that failed before there was anything to send: the loader of a view that the
     /// event lacks failed.
     fn not_written(&self, delivery: &mut Delivery, lane: &Lane, outcome: &Outcome) -> Turn {
-        let now = Timestamp::now();
+        let now = clock::now();
         let subscription = lane.subscription();
         debug!(
             event_id = %delivery.event.id, subscription_id = %subscription.id,
@@ -571,38 +584,16 @@ impl Deliverer {
         loaded: &Loaded,
         now: Timestamp,
     ) -> Result<(HeaderMap, Rendered), String> {
-        let view = loaded.view.as_ref().map(|(view, text)| (*view, &**text));
-        let rendered = lane
-            .speaker
-            .render(&delivery.event, view, lane.subscription())
-            .map_err(|error| error.to_string())?;
-        let id = delivery.event.id.as_str();
-        let signature = lane.signer.sign(id, now, &rendered.body);
-        // The subscription's own headers first: ours take the place of any of the same name.
-        let mut headers = lane.headers.clone();
-        let mut set = |name: HeaderName, value: &str| {
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| format!("the value of header {name} cannot be sent"))?;
-            value.set_sensitive(record::names_a_secret(name.as_str()));
-            headers.insert(name, value);
-            Ok::<_, String>(())
+        let writing = Writing {
+            subscription: lane.subscription(),
+            speaker: &lane.speaker,
+            signer: &lane.signer,
+            headers: &lane.headers,
+            event: &delivery.event,
+            loaded: loaded.view.as_ref().map(|(view, text)| (*view, &**text)),
+            purpose: delivery.to.purpose,
         };
-        for (name, value) in &rendered.headers {
-            let name = HeaderName::try_from(name).map_err(|_| format!("{name:?} is no header"))?;
-            set(name, value)?;
-        }
-        set(header::CONTENT_TYPE, &rendered.content_type)?;
-        if lane.speaker.policy().signature_headers {
-            set(WEBHOOK_ID, id)?;
-            set(WEBHOOK_TIMESTAMP, &now.as_second().to_string())?;
-            if !signature.is_empty() {
-                set(WEBHOOK_SIGNATURE, &signature)?;
-            }
-        }
-        if !delivery.to.purpose.is_live() {
-            set(PURPOSE, delivery.to.purpose.word())?;
-        }
-        Ok((headers, rendered))
+        writing.sign(now)
     }
 
     /// A panic of ours, wherever it was: the attempt it broke off may have arrived.
@@ -615,7 +606,7 @@ impl Deliverer {
         let Some(stored) = stored else {
             return End::Parked((Cause::Snapshot, SNAPSHOT_PAUSE)).into();
         };
-        let now = Timestamp::now();
+        let now = clock::now();
         let end = judge(delivery, &outcome, &stored.subscription, &[], now);
         let sent = Sent::nothing(stored.subscription.view);
         let archive = self.journal.archive();
@@ -646,7 +637,7 @@ fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
             .map_err(End::Filtered)?;
     }
     if let Some(end) = delivery.event.expires_at
-        && end <= Timestamp::now()
+        && end <= clock::now()
     {
         return Err(End::Dead(
             DeadReason::Expired,
@@ -657,6 +648,9 @@ fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
     match subscription.state {
         _ if is_test => Ok(()),
         SubscriptionState::Active => Ok(()),
+        SubscriptionState::Paused if subscription.id.is_listener() => {
+            Err(End::Held("it waits for its listener".into()))
+        }
         SubscriptionState::Paused => Err(End::Held("the subscription is paused".into())),
         SubscriptionState::Disabled => {
             let why = subscription.disabled_reason.as_deref();
@@ -686,7 +680,7 @@ fn judge(
         not_retried,
         once: delivery.to.purpose == Purpose::Test,
         expires_at: delivery.event.expires_at,
-        now: Timestamp::now(),
+        now: clock::now(),
         jitter: jitter(delivery),
     };
     match verdict::decide(outcome, &case) {

@@ -1,7 +1,6 @@
 //! What the log says of a delivery and of an attempt. Pure: secrets are masked here, bounds are
 //! kept here, and what is not worth an entry is decided here.
 
-pub(crate) use event::secret::names_a_secret;
 use event::{
     log::{Archive, Attempt, LogEntry},
     reason::{DeadReason, DeliveryState},
@@ -108,7 +107,7 @@ pub(crate) fn attempt(
         error: outcome.error,
         detail: outcome
             .shown_detail()
-            .or_else(|| sent.note.as_deref().map(brief)),
+            .or_else(|| sent.note.as_deref().or(outcome.seen.note).map(brief)),
     })
 }
 
@@ -174,6 +173,10 @@ pub(crate) fn entry(
                 entry.due = delivery.to.due;
             }
             entry.detail = Some(format!("not held any more; waits: {}", cause.word()));
+        }
+        End::Dead(DeadReason::SubscriptionDeleted, _) if entry.subscription_id.is_listener() => {
+            entry.state = DeliveryState::Canceled;
+            entry.detail = Some("its listener had ended".to_owned());
         }
         End::Dead(reason, detail) => dead(&mut entry, *reason, detail),
     }

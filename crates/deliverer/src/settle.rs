@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use broker::{Parcel, Route, publish_while};
+use broker::{Parcel, Route, clock, publish_while};
 use event::{
     delivery::Purpose,
     log::{Archive, Attempt},
@@ -49,7 +49,7 @@ impl Deliverer {
         };
         let entry = match self.journal.archive() {
             Archive::Off => None,
-            _ => record::entry(delivery, was_held, end, attempt, Timestamp::now()),
+            _ => record::entry(delivery, was_held, end, attempt, clock::now()),
         };
         let publish = async {
             match parcel {
@@ -88,8 +88,8 @@ impl Deliverer {
             End::Void => {}
             // A test is no delivery of an event: what came of it is in the log, and in the counts
             // of attempts.
-            End::Delivered | End::Dead(..) if delivery.to.purpose == Purpose::Test => {
-                debug!(%event_id, %subscription_id, "test over");
+            End::Delivered | End::Dead(..) if is_fleeting(delivery) => {
+                debug!(%event_id, %subscription_id, "test over, or its listener is");
             }
             End::Delivered => metrics.delivered.inc(),
             End::Filtered(stopped) => {
@@ -160,6 +160,11 @@ impl Deliverer {
     }
 }
 
+/// Whether it is of no use to anybody once it has ended: a test, or for a listener.
+fn is_fleeting(delivery: &Delivery) -> bool {
+    delivery.to.purpose == Purpose::Test || delivery.to.subscription.is_listener()
+}
+
 /// What a delivery's end calls for, and the delivery as it is in that.
 fn parcel(
     delivery: &mut Delivery,
@@ -181,12 +186,12 @@ fn parcel(
             parked(delivery, *least)
         }
         // Handed over to the recorder, or parked: never both, or it would arrive twice.
-        End::Held(_) if archive == Archive::Full => delivery.kept(Timestamp::now()),
+        End::Held(_) if archive == Archive::Full => delivery.kept(clock::now()),
         End::Held(_) => {
             delivery.to.held = true;
             parked(delivery, Duration::ZERO)
         }
-        End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, Timestamp::now()),
+        End::Dead(reason, detail) => delivery.dead_letter(*reason, detail, clock::now()),
     };
     parcel.map(Some)
 }
@@ -194,5 +199,5 @@ fn parcel(
 fn parked(delivery: &mut Delivery, least: Duration) -> serde_json::Result<Parcel> {
     let pause = park::pause(delivery.to.parked, least, jitter(delivery));
     delivery.to.parked = delivery.to.parked.saturating_add(1);
-    delivery.parcel(Route::DeliverAt(SystemTime::now() + pause))
+    delivery.parcel(Route::DeliverAt(SystemTime::from(clock::now()) + pause))
 }

@@ -1,8 +1,9 @@
 //! How a delivery is said: the dialects, their names, views, bodies and headers.
 //!
 //! A dialect is data: a file (`dialects/*.toml`, or an operator's own) that is compiled once, when a
-//! process starts. Pure: it reads no clock and no file, and knows nothing of queues, keys or
-//! sockets. Who sends a delivery asks a [`Speaker`] for the request and signs what it gets.
+//! process starts. Pure: it reads no clock and no file, and knows nothing of queues or
+//! sockets. Who sends a delivery asks a [`Speaker`] for the body, and [`Writing`] for the whole
+//! request, signed with keys that it is given.
 #![warn(missing_docs)]
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -22,6 +23,8 @@ mod catalogue;
 mod check;
 mod example;
 mod file;
+mod request;
+mod sign;
 mod speaker;
 mod spoken;
 mod template;
@@ -34,6 +37,8 @@ pub use catalogue::{
 pub use check::{CheckReport, ExampleReport};
 pub use example::ExampleEvent;
 pub use file::FileFault;
+pub use request::{Writing, own_headers};
+pub use sign::Signer;
 pub use speaker::Speaker;
 
 use example::Expected;

@@ -169,7 +169,22 @@ impl SubscriptionId {
     pub fn fresh() -> Self {
         Self(format!("sub_{}", uuid::Uuid::now_v7().simple()).into())
     }
+
+    /// A fresh identifier for a listener's subscription: one for the time being, whose deliveries
+    /// are held until its listener takes them.
+    pub fn fresh_listener() -> Self {
+        Self(format!("{LISTENER}{}", uuid::Uuid::now_v7().simple()).into())
+    }
+
+    /// Whether it is a listener's. The id tells, so that everybody knows it without asking, also
+    /// of one that is no more.
+    pub fn is_listener(&self) -> bool {
+        self.0.starts_with(LISTENER)
+    }
 }
+
+/// How the ids of listeners' subscriptions begin.
+const LISTENER: &str = "sub_listen_";
 
 impl JobId {
     /// A fresh identifier, growing with time.

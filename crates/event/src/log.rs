@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    delivery::{Item, Purpose},
+    delivery::{Item, Purpose, Recipient},
     event::{Event, EventType},
     id::{DeliveryId, EventId, SubscriptionId, Tenant},
     reason::{AttemptError, DeadReason, DeliveryState},
@@ -147,6 +147,29 @@ impl LogEntry {
             clause: None,
             due: None,
             attempt: None,
+        }
+    }
+}
+
+impl HeldDelivery {
+    /// What the log says when a held delivery ends without having been sent by a deliverer.
+    /// `attempts` is how many were made in this run.
+    pub fn ended(
+        item: &Item,
+        to: &Recipient,
+        (state, attempts): (DeliveryState, u32),
+        at: Timestamp,
+    ) -> LogEntry {
+        LogEntry {
+            attempts,
+            state,
+            ..LogEntry::pending(
+                &item.event,
+                &to.subscription,
+                item.accepted_at,
+                (to.purpose, to.run),
+                at,
+            )
         }
     }
 }

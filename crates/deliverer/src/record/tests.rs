@@ -1,6 +1,9 @@
 //! What the log says, as tables.
 
-use event::{delivery::Bundle, delivery::Purpose, filter::Stopped, reason::AttemptError};
+use event::{
+    delivery::Bundle, delivery::Purpose, filter::Stopped, reason::AttemptError,
+    secret::names_a_secret,
+};
 use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 

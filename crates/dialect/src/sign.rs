@@ -3,6 +3,8 @@
 //! Keys are prepared once per subscription, so that signing a delivery costs one hash of its body.
 //! Nothing here is ever printed.
 
+use std::fmt;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::Signer as _;
 use event::secret::{SigningKey, SigningKeys, SigningKind};
@@ -11,7 +13,7 @@ use jiff::Timestamp;
 use sha2::Sha256;
 
 /// The keys of one subscription, made ready.
-pub(crate) struct Signer {
+pub struct Signer {
     keys: Vec<Key>,
 }
 
@@ -25,8 +27,15 @@ enum Ready {
     Ed25519(Box<ed25519_dalek::SigningKey>),
 }
 
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").finish_non_exhaustive()
+    }
+}
+
 impl Signer {
-    pub(crate) fn new(keys: &SigningKeys) -> Self {
+    /// Makes keys ready.
+    pub fn new(keys: &SigningKeys) -> Self {
         let keys = keys.0.iter().filter_map(|live| {
             Some(Key {
                 expires_at: live.expires_at,
@@ -40,7 +49,7 @@ impl Signer {
 
     /// The value of `webhook-signature`: one entry per key that signs at `now`, newest first,
     /// separated by spaces. Empty without a live key.
-    pub(crate) fn sign(&self, id: &str, now: Timestamp, body: &[u8]) -> String {
+    pub fn sign(&self, id: &str, now: Timestamp, body: &[u8]) -> String {
         let mut header = String::with_capacity(48 * self.keys.len());
         let head = format!("{id}.{}.", now.as_second());
         for key in &self.keys {
