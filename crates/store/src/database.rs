@@ -88,6 +88,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0005_held"),
     step!("0006_expunged"),
     step!("0007_versions"),
+    step!("0008_listening"),
 ];
 
 /// An open database.

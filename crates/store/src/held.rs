@@ -79,7 +79,7 @@ impl Store {
     }
 
     /// Subscriptions that are neither paused nor disabled and have deliveries held all the same: at
-    /// most `limit`. Deleted ones are among them.
+    /// most `limit`. Deleted ones are among them; listeners' are not, whose deliveries nobody sends.
     pub async fn subscriptions_to_resume(
         &self,
         limit: u32,
@@ -94,7 +94,8 @@ impl Store {
                  WHERE h.document IS NOT NULL AND h.subscription_id > kept.id) \
                  FROM kept WHERE kept.id IS NOT NULL) \
                  SELECT s.tenant, s.id FROM kept JOIN subscriptions s ON s.id = kept.id \
-                 WHERE s.state NOT IN ('paused', 'disabled') LIMIT ",
+                 WHERE s.state NOT IN ('paused', 'disabled') \
+                 AND s.id NOT LIKE 'sub_listen_%' LIMIT ",
             );
             statement.value(i64::from(limit))?;
             let rows: Vec<(String, String)> = self.database().rows(statement).await?;

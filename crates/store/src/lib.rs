@@ -23,6 +23,7 @@ pub mod gate;
 mod held;
 pub mod jobs;
 mod keyring;
+mod listeners;
 mod location;
 pub mod log;
 mod notices;
@@ -30,6 +31,7 @@ mod quarantine;
 mod retention;
 mod rows;
 mod subscriptions;
+mod tail;
 mod time;
 mod tokens;
 pub mod versions;
@@ -56,12 +58,14 @@ pub use crate::{
     error::Error,
     expunge::{Expunged, Resource},
     failing::Judged,
+    listeners::{Waiting, WaitingKey},
     log::{
         DeliveryFilter, DeliveryRecord, DeliveryRow, EventFilter, EventRecord, EventRow,
         LoggedAttempt, Period, PeriodCount, Recorded,
     },
     notices::Notice,
     retention::Kept,
+    tail::{Step, Told},
 };
 
 /// How long opening may take: it may change tables, encrypt everything anew, or wait for another
@@ -273,6 +277,8 @@ pub struct Quarantined {
     pub message_id: Option<String>,
     /// AMQP `content_type`, where it had one.
     pub content_type: Option<String>,
-    /// The bytes, unchanged.
+    /// How many bytes it had.
+    pub size: usize,
+    /// The bytes, unchanged; of a message that no event can be, the first of them.
     pub body: Vec<u8>,
 }

@@ -10,7 +10,8 @@ pub(crate) mod health;
 mod periods;
 mod record;
 
-pub(crate) use events::{Whole, listens};
+pub(crate) use deliveries::changed_deliveries;
+pub(crate) use events::{Whole, changed_events, listens};
 
 use std::collections::BTreeMap;
 

@@ -361,7 +361,11 @@ async fn with_target(
     Ok(found)
 }
 
-async fn insert(connection: &mut AnyConnection, stored: &Stored, keys: &Keys) -> Result<(), Error> {
+pub(crate) async fn insert(
+    connection: &mut AnyConnection,
+    stored: &Stored,
+    keys: &Keys,
+) -> Result<(), Error> {
     let (document, secrets) = write(stored, keys)?;
     let subscription = &stored.subscription;
     sqlx::query(
@@ -382,7 +386,7 @@ async fn insert(connection: &mut AnyConnection, stored: &Stored, keys: &Keys) ->
 }
 
 /// Leaves a tombstone; false when there was nothing in sight.
-async fn bury(
+pub(crate) async fn bury(
     connection: &mut AnyConnection,
     sight: &Sight,
     id: &SubscriptionId,

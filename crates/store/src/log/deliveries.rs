@@ -7,7 +7,9 @@ use event::{
 };
 use sqlx::{FromRow, Row, any::AnyRow};
 
-use super::{DeliveryFilter, DeliveryRecord, DeliveryRow, LoggedAttempt, day_of};
+use super::{
+    DeliveryFilter, DeliveryRecord, DeliveryRow, LoggedAttempt, day_of, record::progress,
+};
 use crate::{
     Error, Page, Paging, Sight, Store,
     cursor::{Cursor, Wanted},
@@ -245,6 +247,27 @@ pub(super) async fn of_event(
         .value(i64::try_from(most).unwrap_or(i64::MAX))?;
     let rows: Vec<Raw> = store.database().rows(statement).await?;
     rows.into_iter().map(Raw::read).collect()
+}
+
+/// The deliveries of one day with these ids, each with how far it has come.
+pub(crate) async fn changed_deliveries(
+    store: &Store,
+    day: i64,
+    ids: &[&str],
+) -> Result<Vec<(DeliveryRow, i64)>, Error> {
+    let mut statement = Statement::new(COLUMNS);
+    statement
+        .text(" WHERE day = ")
+        .value(day)?
+        .text(" AND id IN (");
+    statement.list(ids)?.text(")");
+    let rows: Vec<Raw> = store.database().rows(statement).await?;
+    let read = |raw: Raw| {
+        let row = raw.read()?;
+        let come = progress(row.state, row.run, row.attempts);
+        Ok((row, come))
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// As [`COLUMNS`] selects.

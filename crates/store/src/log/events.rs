@@ -37,17 +37,7 @@ impl Store {
         within(async {
             let statement = list(self.database().is_sqlite(), sight, filter, &wanted)?;
             let rows: Vec<Row> = self.database().rows(statement).await?;
-            wanted.page(rows, place, |row| {
-                let event = read(row)?;
-                Ok(EventRow {
-                    accepted_at: event.accepted_at,
-                    revision: event.revision,
-                    bytes: event.bytes,
-                    matched: event.matched,
-                    expunged_at: event.expunged_at,
-                    event: event.event,
-                })
-            })
+            wanted.page(rows, place, bare)
         })
         .await
     }
@@ -174,6 +164,35 @@ impl Store {
         })
         .await
     }
+}
+
+/// The events of one day with these ids, without their payloads.
+pub(crate) async fn changed_events(
+    store: &Store,
+    day: i64,
+    ids: &[&str],
+) -> Result<Vec<EventRow>, Error> {
+    let mut statement = Statement::new(ROWS);
+    statement
+        .text(" WHERE day = ")
+        .value(day)?
+        .text(" AND id IN (");
+    statement.list(ids)?.text(")");
+    let rows: Vec<Row> = store.database().rows(statement).await?;
+    rows.into_iter().map(bare).collect()
+}
+
+/// A row of a list.
+fn bare(row: Row) -> Result<EventRow, Error> {
+    let event = read(row)?;
+    Ok(EventRow {
+        accepted_at: event.accepted_at,
+        revision: event.revision,
+        bytes: event.bytes,
+        matched: event.matched,
+        expunged_at: event.expunged_at,
+        event: event.event,
+    })
 }
 
 /// The statement of the list.

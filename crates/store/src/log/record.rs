@@ -9,7 +9,7 @@ use event::{
     log::{Archived, LogEntry},
     reason::DeliveryState,
 };
-use serde_json::value::RawValue;
+use jiff::Timestamp;
 use sqlx::{AnyConnection, Row};
 
 use super::{
@@ -20,11 +20,28 @@ use crate::{
     Error, Store,
     database::within,
     rows::{Insert, Values},
-    time,
+    tail, time,
 };
 
 /// How many resources of one event are found by [`super::EventFilter::subject`].
 const SUBJECTS_MAX: usize = 1000;
+
+/// Moves a delivery that is known forward. An end without an attempt of its own keeps the status of
+/// the attempt before it.
+macro_rules! upsert {
+    () => {
+        " ON CONFLICT (id, day) DO UPDATE SET state = excluded.state, \
+                   reason = excluded.reason, attempts = excluded.attempts, run = excluded.run, \
+                   progress = excluded.progress, purpose = excluded.purpose, \
+                   detail = excluded.detail, clause = excluded.clause, due = excluded.due, \
+                   updated_at = excluded.updated_at, \
+                   last_status = CASE WHEN excluded.attempts = deliveries.attempts \
+                   AND excluded.run = deliveries.run AND excluded.last_status IS NULL \
+                   THEN deliveries.last_status ELSE excluded.last_status END \
+                   WHERE (excluded.progress, excluded.updated_at) > \
+                   (deliveries.progress, deliveries.updated_at)"
+    };
+}
 
 impl Store {
     /// Records events that were routed and what became of deliveries, in one transaction. Either
@@ -43,7 +60,7 @@ impl Store {
         self.database().make_days(batch.days()).await?;
         let recorded = within(async {
             let mut lease = self.database().write().await?;
-            let recorded = batch.write(&mut lease).await?;
+            let recorded = batch.write(&mut lease, Timestamp::now()).await?;
             lease.commit().await?;
             Ok(recorded)
         })
@@ -216,12 +233,18 @@ impl<'a> Batch<'a> {
         days
     }
 
-    async fn write(&self, connection: &mut AnyConnection) -> Result<Recorded, Error> {
-        let events = self.write_events(connection).await?;
+    async fn write(
+        &self,
+        connection: &mut AnyConnection,
+        now: Timestamp,
+    ) -> Result<Recorded, Error> {
+        let mut changed = tail::is_followed(connection, now).await?.then(Vec::new);
+        let events = self.write_events(connection, &mut changed).await?;
         self.write_subjects(connection).await?;
-        let deliveries = self.write_deliveries(connection).await?;
+        let deliveries = self.write_deliveries(connection, &mut changed).await?;
         let (attempts, turns) = self.write_attempts(connection).await?;
         let failing = health::advance(connection, turns).await?;
+        tail::tell(connection, &changed.unwrap_or_default(), now).await?;
         Ok(Recorded {
             events,
             deliveries,
@@ -230,28 +253,46 @@ impl<'a> Batch<'a> {
         })
     }
 
-    async fn write_events(&self, connection: &mut AnyConnection) -> Result<u64, Error> {
+    async fn write_events(
+        &self,
+        connection: &mut AnyConnection,
+        changed: &mut Option<Vec<tail::Key>>,
+    ) -> Result<u64, Error> {
         let insert = Insert {
             head: "INSERT INTO events (id, tenant, day, accepted_at, kind, revision, bytes, \
                    matched, document, payload) VALUES ",
             columns: 10,
-            tail: " ON CONFLICT (id, tenant, day) DO NOTHING",
+            tail: match changed {
+                None => " ON CONFLICT (id, tenant, day) DO NOTHING",
+                Some(_) => " ON CONFLICT (id, tenant, day) DO NOTHING RETURNING id, tenant, day",
+            },
         };
         let rows: Vec<_> = self.events.iter().collect();
-        insert
-            .run(connection, &rows, |((id, tenant, day), row), values| {
-                values.add(*id)?;
-                values.add(*tenant)?;
-                values.add(*day)?;
-                values.add(row.accepted_at)?;
-                values.add(row.archived.event.kind.as_str())?;
-                values.add(signed(row.archived.revision))?;
-                values.add(signed(row.archived.bytes))?;
-                values.add(row.matched.as_str())?;
-                values.add(row.document.as_str())?;
-                values.add(row.payload.as_deref())
-            })
-            .await
+        let bind = |((id, tenant, day), row): &(&EventKey<'_>, &EventRow<'_>),
+                    values: &mut Values| {
+            values.add(*id)?;
+            values.add(*tenant)?;
+            values.add(*day)?;
+            values.add(row.accepted_at)?;
+            values.add(row.archived.event.kind.as_str())?;
+            values.add(signed(row.archived.revision))?;
+            values.add(signed(row.archived.bytes))?;
+            values.add(row.matched.as_str())?;
+            values.add(row.document.as_str())?;
+            values.add(row.payload.as_deref())
+        };
+        let Some(changed) = changed else {
+            return insert.run(connection, &rows, bind).await;
+        };
+        let new = insert.run_returning(connection, &rows, bind).await?;
+        for row in &new {
+            changed.push(tail::Key::Event {
+                id: row.try_get(0)?,
+                tenant: row.try_get(1)?,
+                day: row.try_get(2)?,
+            });
+        }
+        Ok(new.len() as u64)
     }
 
     async fn write_subjects(&self, connection: &mut AnyConnection) -> Result<u64, Error> {
@@ -277,51 +318,64 @@ impl<'a> Batch<'a> {
             .await
     }
 
-    async fn write_deliveries(&self, connection: &mut AnyConnection) -> Result<u64, Error> {
+    async fn write_deliveries(
+        &self,
+        connection: &mut AnyConnection,
+        changed: &mut Option<Vec<tail::Key>>,
+    ) -> Result<u64, Error> {
         let insert = Insert {
             head: "INSERT INTO deliveries (id, day, event_id, subscription_id, tenant, kind, \
                    state, reason, attempts, run, progress, purpose, detail, clause, due, \
                    accepted_at, updated_at, last_status) VALUES ",
             columns: 18,
-            // An end without an attempt of its own keeps the status of the attempt before it.
-            tail: " ON CONFLICT (id, day) DO UPDATE SET state = excluded.state, \
-                   reason = excluded.reason, attempts = excluded.attempts, run = excluded.run, \
-                   progress = excluded.progress, purpose = excluded.purpose, \
-                   detail = excluded.detail, clause = excluded.clause, due = excluded.due, \
-                   updated_at = excluded.updated_at, \
-                   last_status = CASE WHEN excluded.attempts = deliveries.attempts \
-                   AND excluded.run = deliveries.run AND excluded.last_status IS NULL \
-                   THEN deliveries.last_status ELSE excluded.last_status END \
-                   WHERE (excluded.progress, excluded.updated_at) > \
-                   (deliveries.progress, deliveries.updated_at)",
+            tail: match changed {
+                None => upsert!(),
+                Some(_) => concat!(upsert!(), " RETURNING id, day"),
+            },
         };
         let rows: Vec<_> = self.deliveries.iter().collect();
-        insert
-            .run(connection, &rows, |((id, day), row), values| {
-                let entry = row.entry;
-                let state = entry.map_or(DeliveryState::Pending, |entry| entry.state);
-                let attempt = entry.and_then(|entry| entry.attempt.as_ref());
-                let text = |text: &Option<String>| text.as_deref().map(clean);
-                values.add(id.as_str())?;
-                values.add(*day)?;
-                values.add(row.event_id)?;
-                values.add(row.subscription_id)?;
-                values.add(row.tenant)?;
-                values.add(row.kind)?;
-                values.add(state.word())?;
-                values.add(entry.and_then(|entry| entry.reason).map(|r| r.word()))?;
-                values.add(entry.map_or(0, |entry| i64::from(entry.attempts)))?;
-                values.add(entry.map_or(0, |entry| i64::from(entry.run)))?;
-                values.add(row.progress)?;
-                values.add(row.purpose.word())?;
-                values.add(entry.and_then(|entry| text(&entry.detail)))?;
-                values.add(entry.and_then(|entry| text(&entry.clause)))?;
-                values.add(entry.and_then(|entry| entry.due).map(time::write))?;
-                values.add(row.accepted_at)?;
-                values.add(row.updated_at)?;
-                values.add(attempt.and_then(|attempt| attempt.status).map(i64::from))
-            })
-            .await
+        let bind = |((id, day), row): &(&(String, i64), &DeliveryRow<'_>), values: &mut Values| {
+            let entry = row.entry;
+            let state = entry.map_or(DeliveryState::Pending, |entry| entry.state);
+            let attempt = entry.and_then(|entry| entry.attempt.as_ref());
+            let text = |text: &Option<String>| text.as_deref().map(clean);
+            values.add(id.as_str())?;
+            values.add(*day)?;
+            values.add(row.event_id)?;
+            values.add(row.subscription_id)?;
+            values.add(row.tenant)?;
+            values.add(row.kind)?;
+            values.add(state.word())?;
+            values.add(entry.and_then(|entry| entry.reason).map(|r| r.word()))?;
+            values.add(entry.map_or(0, |entry| i64::from(entry.attempts)))?;
+            values.add(entry.map_or(0, |entry| i64::from(entry.run)))?;
+            values.add(row.progress)?;
+            values.add(row.purpose.word())?;
+            values.add(entry.and_then(|entry| text(&entry.detail)))?;
+            values.add(entry.and_then(|entry| text(&entry.clause)))?;
+            values.add(entry.and_then(|entry| entry.due).map(time::write))?;
+            values.add(row.accepted_at)?;
+            values.add(row.updated_at)?;
+            values.add(attempt.and_then(|attempt| attempt.status).map(i64::from))
+        };
+        let Some(changed) = changed else {
+            return insert.run(connection, &rows, bind).await;
+        };
+        let moved = insert.run_returning(connection, &rows, bind).await?;
+        for row in &moved {
+            let key: (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let Some(written) = self.deliveries.get(&key) else {
+                continue;
+            };
+            changed.push(tail::Key::Delivery {
+                tenant: written.tenant.to_owned(),
+                progress: written.progress,
+                at: written.updated_at,
+                id: key.0,
+                day: key.1,
+            });
+        }
+        Ok(moved.len() as u64)
     }
 
     /// Writes the attempts; of those that were not known, how they went.
@@ -373,12 +427,13 @@ impl<'a> Batch<'a> {
     }
 }
 
+type EventKey<'a> = (&'a str, &'a str, i64);
 type AttemptKey<'a> = (&'a str, i64, i64, i64, i64);
 
 /// How far a delivery has come, as a number that grows: a later run, then delivered, then more
 /// attempts, then an end. A delivery that arrived has arrived, whatever a second copy of its
 /// parcel may still do after a fault.
-fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
+pub(super) fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
     let stage = match state {
         DeliveryState::Pending => 0,
         DeliveryState::Retrying | DeliveryState::Held => 1,
@@ -395,17 +450,10 @@ fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
         | stage
 }
 
-/// The resources an event names: texts as they are, numbers as their digits.
+/// The resources an event names.
 fn subjects(event: &Event) -> Vec<String> {
-    let Some(subject) = &event.subject else {
-        return Vec::new();
-    };
-    let all: Vec<Box<RawValue>> =
-        serde_json::from_str(subject.0.get()).unwrap_or_else(|_| vec![subject.0.clone()]);
-    let text = |raw: Box<RawValue>| {
-        serde_json::from_str::<String>(raw.get()).unwrap_or_else(|_| raw.get().to_owned())
-    };
-    let mut all: Vec<_> = all.into_iter().take(SUBJECTS_MAX).map(text).collect();
+    let named = event.subject.as_ref();
+    let mut all = named.map_or_else(Vec::new, |subject| subject.ids(SUBJECTS_MAX));
     // An index row has its bounds; what is longer is nobody's id.
     all.retain(|subject| subject.len() <= 512 && !subject.contains('\0'));
     all
