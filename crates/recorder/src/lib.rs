@@ -7,6 +7,7 @@
 
 mod drain;
 pub mod jobs;
+mod left_behind;
 mod log;
 pub mod metrics;
 mod notices;
@@ -67,6 +68,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         log::run(&parts, &stop),
         notices::run(&parts, &listeners, &stop),
         upkeep::run(&parts, &stop),
+        left_behind::run(&parts, &stop),
     );
 }
 
