@@ -96,12 +96,12 @@ impl Endpoint {
     /// be worth it.
     pub(crate) async fn enter(self: &Arc<Self>, patience: Duration) -> Result<Slot, Refused> {
         self.admit()?;
-        if let Some(slot) = self.enter_at_once() {
-            return Ok(slot);
-        }
-        let slot = self.wait(patience).await?;
+        let slot = match self.enter_at_once() {
+            Some(slot) => slot,
+            None => self.wait(patience).await?,
+        };
         // The breaker may have opened while this one waited.
-        self.admit()?;
+        self.change(|health| health.pass(Instant::now()))?;
         Ok(slot)
     }
 

@@ -14,6 +14,8 @@ pub(crate) enum Cause {
     Breaker,
     /// Its endpoint asked for a pause (`Retry-After`).
     Throttled,
+    /// Its endpoint was away for long, and what waits for it is let through by and by.
+    Recovering,
     /// Its endpoint has as many attempts under way as it takes.
     Busy,
     /// As many attempts as may be are under way to its endpoint's address, over all subscriptions.
@@ -32,10 +34,11 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Held,
         Self::Breaker,
         Self::Throttled,
+        Self::Recovering,
         Self::Busy,
         Self::Crowded,
         Self::RateLimit,
@@ -51,6 +54,7 @@ impl Cause {
             Self::Held => "held",
             Self::Breaker => "breaker",
             Self::Throttled => "throttled",
+            Self::Recovering => "recovering",
             Self::Busy => "busy",
             Self::Crowded => "crowded",
             Self::RateLimit => "rate_limit",

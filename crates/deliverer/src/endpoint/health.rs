@@ -10,6 +10,10 @@ use tokio::time::Instant;
 
 use crate::park::Cause;
 
+mod recovery;
+
+use recovery::{Bookings, Recovery, Usual};
+
 /// The numbers an endpoint is held to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
@@ -84,6 +88,12 @@ pub(crate) struct Health {
     open_until: Option<Instant>,
     /// No attempt before this, by the endpoint's own wish.
     quiet_until: Option<Instant>,
+    /// When the breaker opened, since when no answer has come.
+    away_since: Option<Instant>,
+    usual: Usual,
+    bookings: Bookings,
+    /// It was away for long, and what waits for it is let through by and by.
+    recovery: Option<Recovery>,
 }
 
 /// A new endpoint gets so many attempts at once.
@@ -96,6 +106,8 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_JITTER: f64 = 0.25;
 /// An endpoint's own wish quiets it for at most so long; each delivery's own retry heeds the rest.
 const QUIET_MAX: Duration = Duration::from_secs(300);
+/// Who was away for less has no backlog that could be a flood.
+const AWAY_LONG: Duration = Duration::from_secs(5);
 /// The weight of the newest attempt in the average.
 const NEWEST: f64 = 0.2;
 
@@ -114,6 +126,10 @@ impl Health {
             breaker: Breaker::Closed,
             open_until: None,
             quiet_until: None,
+            away_since: None,
+            usual: Usual::default(),
+            bookings: Bookings::default(),
+            recovery: None,
         }
     }
 
@@ -138,15 +154,44 @@ impl Health {
 
     /// Whether an attempt may be made at `now`, or why not and for how long at least.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<(), (Cause, Duration)> {
+        let usual = self.usual.per_second();
+        #[cfg(feature = "sim")]
+        if self.breaker == Breaker::Open && broker::sim::planted("breaker never closes") {
+            return Err((Cause::Breaker, PAUSE_FIRST));
+        }
         if self.breaker == Breaker::Open {
             match self.open_until.filter(|until| now < *until) {
-                Some(until) => return Err((Cause::Breaker, until - now)),
+                Some(until) => {
+                    let wait = self.bookings.look_again(now, until, usual);
+                    return Err((Cause::Breaker, wait));
+                }
                 None => self.breaker = Breaker::HalfOpen,
             }
         }
         match self.quiet_until {
-            Some(until) if now < until => Err((Cause::Throttled, until - now)),
-            _ => Ok(()),
+            Some(until) if now < until => {
+                let wait = self.bookings.look_again(now, until, usual);
+                return Err((Cause::Throttled, wait));
+            }
+            _ => {}
+        }
+        self.recovery = self.recovery.take().filter(|known| !known.is_over(now));
+        match &mut self.recovery {
+            Some(recovery) => recovery
+                .admit(now, &mut self.bookings)
+                .map_err(|wait| (Cause::Recovering, wait)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for who has a slot and will use it.
+    pub(crate) fn pass(&mut self, now: Instant) -> Result<(), (Cause, Duration)> {
+        self.admit(now)?;
+        match &mut self.recovery {
+            Some(recovery) => recovery
+                .pass(now, &mut self.bookings)
+                .map_err(|wait| (Cause::Recovering, wait)),
+            None => Ok(()),
         }
     }
 
@@ -179,19 +224,20 @@ impl Health {
         };
         match sign {
             Sign::Well => {
-                self.reachable();
+                self.reachable(now);
+                self.usual.count(now);
                 self.quiet_until = None;
                 self.grow(took);
             }
-            Sign::Answering => self.reachable(),
+            Sign::Answering => self.reachable(now),
             Sign::Failing => {
-                self.reachable();
+                self.reachable(now);
                 // 5xx do not open the breaker: they come quickly, and each delivery has a
                 // schedule of its own.
                 self.shrink();
             }
             Sign::AskedPause(pause) => {
-                self.reachable();
+                self.reachable(now);
                 self.shrink();
                 let until = now + pause.min(QUIET_MAX);
                 self.quiet_until = Some(self.quiet_until.map_or(until, |known| known.max(until)));
@@ -200,11 +246,15 @@ impl Health {
         }
     }
 
-    fn reachable(&mut self) {
+    fn reachable(&mut self, now: Instant) {
         self.failures = 0;
         self.opened = 0;
         self.breaker = Breaker::Closed;
         self.open_until = None;
+        let since = self.away_since.take();
+        if since.is_some_and(|since| now.saturating_duration_since(since) >= AWAY_LONG) {
+            self.recovery = Some(Recovery::begin(now, self.usual.per_second()));
+        }
     }
 
     fn unreachable(&mut self, now: Instant, jitter: f64) {
@@ -221,6 +271,7 @@ impl Health {
             let pause = doubled.min(self.bounds.pause_max);
             self.opened = self.opened.saturating_add(1);
             self.breaker = Breaker::Open;
+            self.away_since.get_or_insert(now);
             self.open_until = Some(now + pause.mul_f64(1.0 + PAUSE_JITTER * jitter));
             self.window = 1.0;
         }

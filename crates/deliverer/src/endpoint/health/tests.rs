@@ -130,17 +130,34 @@ fn answers_that_are_no_success_neither_open_the_breaker_nor_count_in_the_row() {
 }
 
 #[test]
+fn who_was_away_for_long_is_let_through_to_by_and_by_and_who_was_not_is_not() {
+    for (away, recovers) in [(1, false), (60, true)] {
+        let now = Instant::now();
+        let mut health = health(16);
+        for _ in 0..4 {
+            health.record(now, Sign::Unreachable, QUICK, 0.0);
+        }
+        assert_eq!(health.breaker(), Breaker::Open);
+        let back = now + seconds(away);
+        assert_eq!(health.pass(back), Ok(()), "one goes to see");
+        health.record(back, Sign::Well, QUICK, 0.0);
+        let passed = (0..50).filter(|_| health.pass(back).is_ok()).count();
+        assert_eq!(passed, if recovers { 1 } else { 50 }, "away for {away} s");
+        let calm = back + seconds(120);
+        let passed = (0..50).filter(|_| health.pass(calm).is_ok()).count();
+        assert_eq!(passed, 50, "a recovery ends");
+    }
+}
+
+#[test]
 fn a_pause_the_endpoint_asked_for_is_kept_within_a_bound() {
     let now = Instant::now();
     let mut health = health(16);
     health.record(now, Sign::AskedPause(seconds(30)), QUICK, 0.0);
     assert_eq!(health.admit(now), Err((Cause::Throttled, seconds(30))));
     health.record(now, Sign::AskedPause(seconds(5)), QUICK, 0.0);
-    assert_eq!(
-        health.admit(now),
-        Err((Cause::Throttled, seconds(30))),
-        "the longer one holds"
-    );
+    let refused = health.admit(now).expect_err("the longer one holds");
+    assert_eq!((refused.0, refused.1.as_secs()), (Cause::Throttled, 30));
     assert_eq!(health.admit(now + seconds(30)), Ok(()));
     health.record(now, Sign::AskedPause(seconds(86_400)), QUICK, 0.0);
     assert_eq!(health.admit(now), Err((Cause::Throttled, QUIET_MAX)));
