@@ -16,11 +16,14 @@ mod events;
 mod explain;
 mod form;
 mod jobs;
+mod listeners;
 mod quarantine;
 mod redrive;
 mod retry;
+mod streams;
 mod subjects;
 mod subscriptions;
+mod tail;
 mod tokens;
 
 use std::sync::Arc;
@@ -28,8 +31,9 @@ use std::sync::Arc;
 use axum::Router;
 use broker::Publish;
 use dialect::Dialects;
-use event::target::TargetRules;
+use event::{log::Archive, target::TargetRules};
 use store::{Store, access::Access, feed::Feed};
+use tokio_util::sync::CancellationToken;
 
 /// What the management API works with.
 #[derive(Debug, Clone)]
@@ -46,6 +50,10 @@ pub struct State {
     pub rules: TargetRules,
     /// How a subscription may want its deliveries written.
     pub dialects: Arc<Dialects>,
+    /// How much is recorded (`recorder.archive`): what is not cannot be told live.
+    pub archive: Archive,
+    /// Ends what has no end of its own.
+    pub stop: CancellationToken,
 }
 
 /// The routes, for [`service::http::serve`].
@@ -55,6 +63,8 @@ pub fn router(state: State) -> Router {
         state,
         redrives,
         catalogue: catalogue::Catalogue::default(),
+        seats: streams::Seats::default(),
+        polls: tail::Polls::default(),
     });
     Router::new()
         .merge(subscriptions::routes())
@@ -63,6 +73,8 @@ pub fn router(state: State) -> Router {
         .merge(deliveries::routes())
         .merge(dead_letters::routes())
         .merge(jobs::routes())
+        .merge(tail::routes())
+        .merge(listeners::routes())
         .merge(subjects::routes())
         .merge(quarantine::routes())
         .merge(tokens::routes())
@@ -77,6 +89,8 @@ struct App {
     state: State,
     redrives: redrive::Redrives,
     catalogue: catalogue::Catalogue,
+    seats: streams::Seats,
+    polls: tail::Polls,
 }
 
 impl std::ops::Deref for App {

@@ -81,6 +81,8 @@ async fn api_with(admin: Option<&str>) -> Api {
             ..TargetRules::default()
         },
         dialects: Arc::new(Dialects::builtin()),
+        archive: event::log::Archive::Full,
+        stop: tokio_util::sync::CancellationToken::new(),
     });
     Api {
         app,

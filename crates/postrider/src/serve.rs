@@ -74,7 +74,7 @@ impl Running {
         let dialects = crate::dialects::load(settings)?;
 
         let store = open_store(settings, &stop).await?;
-        let broker = Broker::open(&settings.broker).await.map_err(failed)?;
+        let broker = open_broker(settings).await?;
         let registry = Registry::new();
         let side = CancellationToken::new();
         let feed = Feed::follow(store.clone(), FEED_EVERY, side.clone());
@@ -240,8 +240,10 @@ impl Running {
                 feed: feed.clone(),
                 publisher: self.broker.publisher(),
                 access,
-                rules: settings.egress.rules(),
+                rules: settings.egress().rules(),
                 dialects: Arc::clone(dialects),
+                archive: settings.recorder.archive,
+                stop: self.stop.clone(),
             }));
         }
         let limiter = service::http::Limiter::register(&settings.api, &self.registry)
@@ -284,7 +286,7 @@ impl Running {
             feed: feed.clone(),
             archive: settings.recorder.archive,
             dedup: self.dedup.clone(),
-            settings: settings.router.clone(),
+            settings: bound_to_publishers(settings),
             metrics: router::metrics::Metrics::register(&self.registry).map_err(metrics_failed)?,
         };
         let stop = self.stop.clone();
@@ -308,7 +310,7 @@ impl Running {
             feed: feed.clone(),
             dialects,
             settings: settings.delivery.clone(),
-            egress: settings.egress.clone(),
+            egress: settings.egress(),
             loaders: settings.loaders.clone(),
             archive: settings.recorder.archive,
             metrics: deliverer::Metrics::register(&self.registry).map_err(metrics_failed)?,
@@ -353,6 +355,23 @@ impl Running {
         });
         Ok(())
     }
+}
+
+/// Opens the broker. Where publishers are held to their tenants, our own intake says who it is.
+async fn open_broker(settings: &Settings) -> Result<Broker, Failure> {
+    let mut broker = settings.broker.clone();
+    broker.identify = !settings.publishers.is_empty();
+    Broker::open(&broker).await.map_err(failed)
+}
+
+/// The router's settings, with who may publish for whom.
+fn bound_to_publishers(settings: &Settings) -> router::Settings {
+    let mut router = settings.router.clone();
+    router.publishers = settings.publishers.clone();
+    if let Some(user) = settings.broker.user() {
+        router.publishers = router.publishers.with_own(&user);
+    }
+    router
 }
 
 /// Opens the store; one that is merely away is waited for, as the broker is.

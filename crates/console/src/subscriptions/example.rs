@@ -56,6 +56,7 @@ pub(super) async fn test(
     let mut form = Form::of_body(&form::body(&headers, body).await?)?;
     let chosen = chosen(&mut form);
     let subscription = super::find(&app, &caller, &id).await?.subscription;
+    super::not_a_listener(&subscription.id)?;
     let examples = match chosen {
         None => examples(&app, &subscription)?,
         Some(chosen) => some(&mut form, &app, &subscription, &chosen)?,
