@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Client, Method, header};
 use serde_json::Value;
 
-use crate::{cli::Remote, commands::Failure, settings::Settings};
+use crate::{cli::Remote, commands::Failure, settings::Settings, sse::Stream};
 
 /// A running Postrider.
 pub(crate) struct Api {
@@ -76,6 +76,51 @@ impl Api {
             .await
     }
 
+    /// An answer that has no end, from a place that an earlier one left off at.
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        query: &[(&str, Option<String>)],
+        last_event_id: Option<&str>,
+    ) -> Result<Stream, Refused> {
+        let mut url = url::Url::parse(&format!("{}{path}", self.base)).map_err(|error| {
+            Refused::For(Failure::usage(format!("--api {}: {error}", self.base)))
+        })?;
+        for (name, value) in query {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        let mut request = self
+            .client
+            .get(url)
+            .header(header::ACCEPT, "text/event-stream")
+            .timeout(NO_END);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(place) = last_event_id {
+            request = request.header("last-event-id", place);
+        }
+        let begun = tokio::time::timeout(BEGUN_WITHIN, request.send());
+        let response = match begun.await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(Refused::Again(error.to_string())),
+            Err(_) => return Err(Refused::Again(format!("no answer within {BEGUN_WITHIN:?}"))),
+        };
+        let status = response.status();
+        if status.is_success() {
+            return Ok(Stream::new(response));
+        }
+        let body = response.bytes().await.unwrap_or_default();
+        let text = problem(status.as_u16(), &body);
+        Err(match status.as_u16() {
+            404 => Refused::Gone(Failure::failed(text)),
+            408 | 429 | 500.. => Refused::Again(text),
+            _ => Refused::For(Failure::failed(text)),
+        })
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -105,6 +150,22 @@ impl Api {
         }
         Err(Failure::failed(problem(status.as_u16(), &body)))
     }
+}
+
+/// Longer than anybody follows anything.
+const NO_END: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How long an answer without an end may take to begin.
+const BEGUN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why a stream did not begin.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It may well, the next time.
+    Again(String),
+    /// What was asked for is no more.
+    Gone(Failure),
+    /// It never will.
+    For(Failure),
 }
 
 /// What the API answered, or why the command failed.

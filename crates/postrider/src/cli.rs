@@ -67,6 +67,10 @@ pub(crate) enum Command {
     /// What became of each event for each subscription, attempt by attempt
     #[command(subcommand)]
     Deliveries(Deliveries),
+    /// Forwards every matching event, signed as it would be, to an address on this machine
+    Listen(Box<Listen>),
+    /// Shows what happens as it happens: events accepted, and what becomes of deliveries
+    Tail(Tail),
     /// Deliveries that will not be tried again
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -138,7 +142,7 @@ impl Role {
 }
 
 /// How to reach a running Postrider's API.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Remote {
     /// The API's address [default: http:// and api.listen]
     #[arg(long, env = "POSTRIDER_API", value_name = "URL")]
@@ -149,7 +153,7 @@ pub(crate) struct Remote {
 }
 
 /// How to print what was found.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Listing {
     #[command(flatten)]
     pub(crate) remote: Remote,
@@ -477,6 +481,64 @@ pub(crate) struct DeliveryFilter {
     /// Of events accepted before this time (RFC 3339)
     #[arg(long)]
     pub(crate) until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
+    /// Where each request goes, such as `http://localhost:3000/hook`
+    #[arg(long, value_name = "URL")]
+    pub(crate) forward_to: String,
+    /// Whose events; may be left out with a token bound to one tenant
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// What to listen to, such as `appointment.*,payment.paid`, or the dialect's own words; may be
+    /// repeated [default: everything]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) events: Vec<String>,
+    /// How requests are written, see `postrider dialects list` [default: standard]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dialect: Option<String>,
+    /// A parameter of the dialect, such as `loading_mode=basic`; may be repeated
+    #[arg(long = "parameter", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) parameters: Vec<(String, String)>,
+    /// An attribute that the dialect may write; may be repeated
+    #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) attributes: Vec<(String, String)>,
+    /// How much of the record is sent: basic, full, extended
+    #[arg(long)]
+    pub(crate) view: Option<String>,
+    /// Only these actions (created, updated)
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) actions: Vec<String>,
+    /// Only these statuses
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) statuses: Vec<String>,
+    /// Only when one of these fields changed
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) changed_fields: Vec<String>,
+    /// Only when this CEL expression holds, such as `event.data.price > 100`
+    #[arg(long = "where", value_name = "EXPRESSION")]
+    pub(crate) expression: Option<String>,
+    /// How long what matches is kept while the connection is away, `5s` to `1h` [default: 10m]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) keep_for: Option<String>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// Only this tenant's
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// Only these types, such as `appointment.*,payment.paid`
+    #[arg(long = "type", value_name = "TYPE,…", value_delimiter = ',')]
+    pub(crate) types: Vec<String>,
+    /// Only what is for this subscription: sub_…
+    #[arg(long)]
+    pub(crate) subscription: Option<String>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,9 +5,11 @@ mod deliveries;
 mod dialects;
 mod events;
 mod jobs;
+mod listen;
 mod local;
 mod subjects;
 mod subscriptions;
+mod tail;
 mod tokens;
 
 use std::{fmt, io::Read, path::Path, process::ExitCode};
@@ -19,6 +21,7 @@ use crate::{
     cli::{Cli, Command, Global, Publish},
     demo, output, serve,
     settings::Settings,
+    stack,
 };
 
 /// Why a command did not do what it was asked.
@@ -80,6 +83,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(options) => block_on(demo::run(&options)),
         Command::Serve(options) => {
             let settings = settings(&global)?;
+            stack::make_room(&settings.broker.url);
             block_on(serve::run(settings, &options.role))
         }
         Command::Bench(options) => bench::run(&global, &options),
@@ -108,6 +112,14 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Jobs(options) => {
             let settings = settings(&global)?;
             block_on(jobs::run(&settings, options))
+        }
+        Command::Listen(options) => {
+            let settings = settings(&global)?;
+            block_on(listen::run(&settings, *options))
+        }
+        Command::Tail(options) => {
+            let settings = settings(&global)?;
+            block_on(tail::run(&settings, options))
         }
         Command::Subjects(options) => {
             let settings = settings(&global)?;

@@ -11,6 +11,8 @@ mod docs;
 mod output;
 mod serve;
 mod settings;
+mod sse;
+mod stack;
 
 use std::process::ExitCode;
 

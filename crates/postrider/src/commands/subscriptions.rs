@@ -127,7 +127,8 @@ fn path(id: &str, action: &str) -> String {
     format!("/v1/subscriptions/{id}{slash}{action}")
 }
 
-fn body(create: &CreateSubscription, settings: &Settings) -> Result<Value, Failure> {
+/// What the flags say, as the API has it.
+pub(super) fn body(create: &CreateSubscription, settings: &Settings) -> Result<Value, Failure> {
     if let Some(file) = &create.file {
         return serde_json::from_slice(&read_input(file)?)
             .map_err(|error| Failure::usage(format!("{}: {error}", file.display())));
