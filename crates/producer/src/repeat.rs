@@ -119,6 +119,7 @@ fn claims(events: &[Event], stamp: &Stamp, accepted_at: Timestamp) -> BTreeMap<u
                 held: Held {
                     hash: Hash::of(event, accepted_at),
                     token: Some(stamp.token.clone()),
+                    at: accepted_at,
                 },
             };
             (index, claim)

@@ -26,7 +26,8 @@ use futures_util::{
 };
 use jiff::Timestamp;
 use metrics::Metrics;
-use repeat::{Judged, Taken};
+pub use publishers::Publishers;
+use repeat::{Judged, Taken, Word};
 use store::{
     claims::{Hash, Verdict},
     dedup::Dedup,
@@ -274,7 +275,17 @@ impl Router {
         if message.redelivered {
             self.metrics.redelivered.inc();
         }
-        match admit::admit(&message, at) {
+        let admitted = admit::admit(&message, at).and_then(|events| {
+            self.publishers.judge(&message, &events).map_err(|stranger| {
+                let cause = stranger.word();
+                let user = message.user_id.as_deref().unwrap_or("-");
+                warn!(user, cause, "a message is not its publisher's to send");
+                self.metrics.strangers.with_label_values(&[cause]).inc();
+                stranger.unfit()
+            })?;
+            Ok(events)
+        });
+        match admitted {
             Ok(events) => {
                 let counted = message
                     .headers
@@ -308,21 +319,26 @@ impl Router {
         if watch.has_changed().unwrap_or(false) {
             self.follow(watch);
         }
-        let mut verdicts = judged.verdicts.into_iter();
+        let mut events = judged.events.into_iter();
         for taken in judged.taken {
-            let verdicts: Vec<_> = taken
+            let words: Vec<_> = taken
                 .events
                 .iter()
-                .map(|_| verdicts.next().unwrap_or(Verdict::Route))
+                .map(|_| {
+                    events.next().unwrap_or(Word {
+                        verdict: Verdict::Route,
+                        accepted_at: None,
+                    })
+                })
                 .collect();
-            self.settle(taken, &verdicts);
+            self.settle(taken, &words);
         }
     }
 
-    fn settle(&mut self, taken: Taken, verdicts: &[Verdict]) {
-        let judged = || taken.events.iter().zip(verdicts);
+    fn settle(&mut self, taken: Taken, words: &[Word]) {
+        let judged = || taken.events.iter().zip(words);
         let conflicts: Vec<_> = judged()
-            .filter_map(|(event, verdict)| match verdict {
+            .filter_map(|(event, word)| match &word.verdict {
                 Verdict::Conflict(hashes) => Some(self.conflict(&taken, event, hashes)),
                 Verdict::Route | Verdict::Duplicate => None,
             })
@@ -332,9 +348,12 @@ impl Router {
             self.quarantine(parcel, &source);
         }
         let mut duplicates = 0;
-        for (event, verdict) in taken.events.iter().zip(verdicts) {
-            match verdict {
-                Verdict::Route => self.route(event, taken.at, &source),
+        for (event, word) in judged() {
+            match &word.verdict {
+                Verdict::Route => {
+                    let accepted_at = word.accepted_at.unwrap_or(taken.at);
+                    self.route(event, accepted_at, &source);
+                }
                 Verdict::Duplicate => {
                     debug!(event_id = %event.id, tenant = %event.tenant, "event was published before");
                     duplicates += 1;

@@ -27,19 +27,28 @@ pub(crate) struct Taken {
     pub(crate) at: Timestamp,
 }
 
-/// Messages, and what is to become of their events: a verdict for each, in order; without any,
+/// Messages, and what is to become of their events: a word for each, in order; without any,
 /// all are routed.
 #[derive(Debug)]
 pub(crate) struct Judged {
     pub(crate) taken: Vec<Taken>,
-    pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) events: Vec<Word>,
+}
+
+/// What is to become of an event.
+#[derive(Debug)]
+pub(crate) struct Word {
+    pub(crate) verdict: Verdict,
+    /// When it was accepted, where that is on record: whoever routed it before has said so of its
+    /// deliveries, which lie by the day of it.
+    pub(crate) accepted_at: Option<Timestamp>,
 }
 
 impl From<Vec<Taken>> for Judged {
     fn from(taken: Vec<Taken>) -> Self {
         Self {
             taken,
-            verdicts: Vec::new(),
+            events: Vec::new(),
         }
     }
 }
@@ -55,13 +64,16 @@ pub(crate) async fn check(dedup: Dedup, taken: Vec<Taken>) -> Judged {
         let again = (taken.message.redelivered, released);
         taken.events.iter().map(move |_| again)
     });
-    let verdicts = claims
+    let events = claims
         .iter()
         .zip(on_record)
         .zip(again)
-        .map(|((claim, on_record), again)| judge(claim, on_record.as_ref(), again))
+        .map(|((claim, on_record), again)| Word {
+            verdict: judge(claim, on_record.as_ref(), again),
+            accepted_at: on_record.map(|held| held.at),
+        })
         .collect();
-    Judged { taken, verdicts }
+    Judged { taken, events }
 }
 
 fn judge(
@@ -85,6 +97,7 @@ fn claims(taken: &Taken) -> impl Iterator<Item = Claim> + '_ {
         held: Held {
             hash: Hash::of(event, accepted_at),
             token: token.filter(|token| !token.is_empty()).map(str::to_owned),
+            at: taken.at,
         },
     })
 }

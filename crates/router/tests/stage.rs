@@ -26,6 +26,12 @@ use tokio_util::sync::CancellationToken;
 /// Longer than anything here takes, shorter than a person's patience.
 const LONG: Duration = Duration::from_secs(30);
 
+/// When what was claimed long ago was.
+fn yesterday() -> Timestamp {
+    // Within the window, and on most days on another one.
+    Timestamp::now() - jiff::SignedDuration::from_hours(23)
+}
+
 struct House {
     broker: Broker,
     dedup: Option<Dedup>,
@@ -94,10 +100,15 @@ impl House {
 
     /// Claims an event as a router or producer would have, long ago.
     async fn claim(&self, event: &Value, token: Option<&str>) {
+        self.claim_at(event, token, yesterday()).await;
+    }
+
+    async fn claim_at(&self, event: &Value, token: Option<&str>, at: Timestamp) {
         let event: Event = serde_json::from_value(event.clone()).expect("an event");
         let held = Held {
             hash: Hash::of(&event, Timestamp::now()),
             token: token.map(str::to_owned),
+            at,
         };
         let key = (event.tenant.clone(), event.id.clone());
         let made = self.dedup().claim(vec![Claim { key, held }]).await;
@@ -282,6 +293,50 @@ async fn what_died_after_its_claim_is_routed_when_it_comes_again() {
     house.publish(&event("e", 1)).await;
     house.dropped(1).await;
     house.archived("e").await;
+    house.finish().await;
+}
+
+/// Deliveries lie by the day on which their event was accepted: routed again on the next one, it
+/// would have two of each.
+#[tokio::test]
+async fn what_is_routed_again_keeps_the_time_it_was_accepted_at() {
+    let mut house = House::new().await;
+    let (accepted, token) = (yesterday(), [("x-postrider-token", "k1")]);
+    house.claim_at(&event("sent", 1), None, accepted).await;
+    house
+        .claim_at(&event("posted", 1), Some("k1"), accepted)
+        .await;
+    house.publish(&event("sent", 1)).await;
+    house.publish_with(&event("posted", 1), &token).await;
+    let mut dying = house.broker.consume(Queue::Inbox, 10).await;
+    let taken = [dying.next().await, dying.next().await];
+    for message in taken {
+        message.expect("a message").ticket.give_back();
+    }
+    dying.stop().await;
+    house.start();
+    house.publish(&event("new", 1)).await;
+    let mut times = BTreeMap::new();
+    house
+        .drain(Queue::Deliver, |message| {
+            let bundle: Bundle = serde_json::from_slice(&message.body).expect("a bundle");
+            let items = bundle.items.iter();
+            times.extend(items.map(|item| (item.event.id.to_string(), item.accepted_at)));
+            times.len() == 3
+        })
+        .await;
+    assert_eq!((times["sent"], times["posted"]), (accepted, accepted));
+    assert!(times["new"] > accepted);
+    let mut archived = BTreeMap::new();
+    house
+        .drain(Queue::Archive, |message| {
+            let batch: ArchiveBatch = serde_json::from_slice(&message.body).expect("a batch");
+            let events = batch.events.iter();
+            archived.extend(events.map(|one| (one.event.id.to_string(), one.accepted_at)));
+            archived.len() == 3
+        })
+        .await;
+    assert_eq!(archived, times, "the archive says the same");
     house.finish().await;
 }
 

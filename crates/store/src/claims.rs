@@ -86,6 +86,8 @@ pub struct Held {
     pub hash: Hash,
     /// Which message claimed it, where that message says: the same each time it is handed out.
     pub token: Option<String>,
+    /// When it was accepted, as whoever claims it takes it: whoever routes it again goes by this.
+    pub at: Timestamp,
 }
 
 /// What a claim comes to.
@@ -130,19 +132,20 @@ macro_rules! insert_from {
     ($array:literal) => {
         concat!(
             "INSERT INTO claims (tenant, event_id, hash, token, at) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, $2 FROM ",
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, \
+             CAST(value ->> 4 AS BIGINT) FROM ",
             $array,
             " WHERE true ON CONFLICT (tenant, event_id) DO UPDATE \
              SET hash = excluded.hash, token = excluded.token, at = excluded.at \
-             WHERE claims.at < $3"
+             WHERE claims.at < $2"
         )
     };
 }
 
 /// tenant, event_id.
 type KeyRow = (String, String);
-/// tenant, event_id, hash, token.
-type Row = (String, String, String, String);
+/// tenant, event_id, hash, token, at.
+type Row = (String, String, String, String, i64);
 
 impl Store {
     /// Claims ids, each at most once in `claims`, unless they were claimed at or after `since`.
@@ -150,13 +153,12 @@ impl Store {
     pub async fn claim(
         &self,
         claims: &[Claim],
-        now: Timestamp,
         since: Timestamp,
     ) -> Result<Vec<Option<Held>>, Error> {
         let mut held = vec![None; claims.len()];
         for places in in_order(claims).chunks(STATEMENT_MAX) {
             let some: Vec<_> = places.iter().map(|place| &claims[*place]).collect();
-            let found = within(self.claim_some(&some, now, since)).await?;
+            let found = within(self.claim_some(&some, since)).await?;
             for (place, one) in places.iter().zip(found) {
                 held[*place] = one;
             }
@@ -165,17 +167,12 @@ impl Store {
     }
 
     /// As [`Self::claim`], for whoever does not need to know what came of it.
-    pub async fn note_claims(
-        &self,
-        claims: &[Claim],
-        now: Timestamp,
-        since: Timestamp,
-    ) -> Result<(), Error> {
+    pub async fn note_claims(&self, claims: &[Claim], since: Timestamp) -> Result<(), Error> {
         for places in in_order(claims).chunks(STATEMENT_MAX) {
             let some: Vec<_> = places.iter().map(|place| &claims[*place]).collect();
             let noting = async {
                 let mut lease = self.database().write_lightly().await?;
-                self.insert(&mut lease, &some, now, since).await?;
+                self.insert(&mut lease, &some, since).await?;
                 lease.commit().await
             };
             within(noting).await?;
@@ -186,7 +183,6 @@ impl Store {
     async fn claim_some(
         &self,
         claims: &[&Claim],
-        now: Timestamp,
         since: Timestamp,
     ) -> Result<Vec<Option<Held>>, Error> {
         // A message with a token comes from our own producer, which may well have claimed already:
@@ -211,8 +207,8 @@ impl Store {
             .copied()
             .filter(|claim| !held.contains_key(&claim.key))
             .collect();
-        if !rest.is_empty() && !self.claim_all(&rest, now, since).await? {
-            let found = self.claim_or_tell(&rest, now, since).await?;
+        if !rest.is_empty() && !self.claim_all(&rest, since).await? {
+            let found = self.claim_or_tell(&rest, since).await?;
             held.extend(rest.iter().map(|claim| &claim.key).zip(found));
         }
         let told = claims.iter().map(|claim| held.remove(&claim.key).flatten());
@@ -220,14 +216,9 @@ impl Store {
     }
 
     /// Claims all of them, or none; whether it did.
-    async fn claim_all(
-        &self,
-        claims: &[&Claim],
-        now: Timestamp,
-        since: Timestamp,
-    ) -> Result<bool, Error> {
+    async fn claim_all(&self, claims: &[&Claim], since: Timestamp) -> Result<bool, Error> {
         let mut lease = self.database().write_lightly().await?;
-        let made = self.insert(&mut lease, claims, now, since).await?;
+        let made = self.insert(&mut lease, claims, since).await?;
         if made == claims.len() as u64 {
             lease.commit().await?;
             return Ok(true);
@@ -240,7 +231,6 @@ impl Store {
         &self,
         lease: &mut Lease,
         claims: &[&Claim],
-        now: Timestamp,
         since: Timestamp,
     ) -> Result<u64, Error> {
         let done = sqlx::query(if self.database().is_sqlite() {
@@ -249,7 +239,6 @@ impl Store {
             insert_from!("json_array_elements($1::json)")
         })
         .bind(rows(claims)?)
-        .bind(time::write(now))
         .bind(time::write(since))
         .execute(&mut **lease)
         .await?;
@@ -260,7 +249,6 @@ impl Store {
     async fn claim_or_tell(
         &self,
         claims: &[&Claim],
-        now: Timestamp,
         since: Timestamp,
     ) -> Result<Vec<Option<Held>>, Error> {
         let mut lease = self.database().write_lightly().await?;
@@ -273,7 +261,6 @@ impl Store {
             )
         })
         .bind(rows(claims)?)
-        .bind(time::write(now))
         .bind(time::write(since))
         .fetch_all(&mut *lease)
         .await?;
@@ -327,10 +314,11 @@ impl Store {
         // Each key is looked up by itself, whatever the planner thinks of a table it has not
         // counted yet.
         let rows: Vec<Row> = sqlx::query_as(if self.database().is_sqlite() {
-            "SELECT tenant, event_id, hash, token FROM json_each($1) CROSS JOIN claims \
+            "SELECT tenant, event_id, hash, token, at FROM json_each($1) CROSS JOIN claims \
              ON tenant = value ->> 0 AND event_id = value ->> 1 WHERE at >= $2"
         } else {
-            "SELECT c.tenant, c.event_id, c.hash, c.token FROM json_array_elements($1::json) \
+            "SELECT c.tenant, c.event_id, c.hash, c.token, c.at \
+             FROM json_array_elements($1::json) \
              CROSS JOIN LATERAL (SELECT * FROM claims \
              WHERE tenant = value ->> 0 AND event_id = value ->> 1 LIMIT 1) c WHERE c.at >= $2"
         })
@@ -341,10 +329,11 @@ impl Store {
         lease.release();
         let found: HashMap<(&str, &str), Held> = rows
             .iter()
-            .map(|(tenant, id, hash, token)| {
+            .map(|(tenant, id, hash, token, at)| {
                 let held = Held {
                     hash: Hash(hash.as_str().into()),
                     token: (!token.is_empty()).then(|| token.clone()),
+                    at: time::read(*at),
                 };
                 ((tenant.as_str(), id.as_str()), held)
             })
@@ -405,12 +394,13 @@ fn rows(claims: &[&Claim]) -> Result<String, Error> {
         .map(|claim| {
             let (tenant, id) = &claim.key;
             let token = claim.held.token.as_deref().unwrap_or_default();
-            [
+            (
                 tenant.as_str(),
                 id.as_str(),
                 claim.held.hash.as_str(),
                 token,
-            ]
+                time::write(claim.held.at),
+            )
         })
         .collect();
     json(&rows)
@@ -460,6 +450,7 @@ mod tests {
         let held = |(hash, token): (&str, &str)| Held {
             hash: Hash(hash.into()),
             token: (!token.is_empty()).then(|| token.to_owned()),
+            at: Timestamp::UNIX_EPOCH,
         };
         let key = (Tenant::parse("t").unwrap(), EventId::parse("e").unwrap());
         let claim = Claim {

@@ -281,8 +281,8 @@ impl About for Claim {
     }
 
     async fn ask(state: &State, about: &[Self]) -> Result<Vec<Option<Held>>, Error> {
-        let now = Timestamp::now();
-        state.store.claim(about, now, state.since(now)).await
+        let since = state.since(Timestamp::now());
+        state.store.claim(about, since).await
     }
 
     const PATIENCE: Duration = CLAIM_MAX;
@@ -304,8 +304,8 @@ impl About for Noted {
 
     async fn ask(state: &State, about: &[Self]) -> Result<Vec<Option<Held>>, Error> {
         let claims: Vec<_> = about.iter().map(|noted| noted.0.clone()).collect();
-        let now = Timestamp::now();
-        let noted = state.store.note_claims(&claims, now, state.since(now));
+        let since = state.since(Timestamp::now());
+        let noted = state.store.note_claims(&claims, since);
         noted.await.map(|()| vec![None; claims.len()])
     }
 

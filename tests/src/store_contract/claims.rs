@@ -37,6 +37,7 @@ fn claim(key: Key, data: &str, token: Option<&str>) -> Claim {
     let held = Held {
         hash: hash(data),
         token: token.map(str::to_owned),
+        at: now(),
     };
     Claim { key, held }
 }
@@ -57,7 +58,7 @@ async fn an_id_is_claimed_once_and_what_is_on_record_is_told(place: Place) {
         claim(key("t", "\"quoted\\'$1"), "d", None),
     ];
     let since = now() - DAY;
-    let made = store.claim(&first, now(), since).await.unwrap();
+    let made = store.claim(&first, since).await.unwrap();
     assert_eq!(made, [None, None, None, None]);
     let second = [
         claim(key("t", "e3"), "x", None),
@@ -65,7 +66,7 @@ async fn an_id_is_claimed_once_and_what_is_on_record_is_told(place: Place) {
         claim(key("t", "e1"), "b", None),
         claim(key("t", "\"quoted\\'$1"), "x", None),
     ];
-    let made = store.claim(&second, now(), since).await.unwrap();
+    let made = store.claim(&second, since).await.unwrap();
     let held = |n: usize| Some(first[n].held.clone());
     assert_eq!(made, [None, held(0), held(1), held(3)]);
     let keys = [key("u", "e2"), key("u", "e1"), key("t", "e2")];
@@ -73,7 +74,7 @@ async fn an_id_is_claimed_once_and_what_is_on_record_is_told(place: Place) {
     let found = other.claimed(&keys, since).await.unwrap();
     assert_eq!(found, [held(2), None, held(0)]);
     assert_eq!(store.claimed(&[], since).await.unwrap(), []);
-    assert_eq!(store.claim(&[], now(), since).await.unwrap(), []);
+    assert_eq!(store.claim(&[], since).await.unwrap(), []);
 }
 
 async fn what_is_noted_takes_nothing_from_anybody(place: Place) {
@@ -81,13 +82,13 @@ async fn what_is_noted_takes_nothing_from_anybody(place: Place) {
     let since = now() - DAY;
     let taken = claim(key("t", "taken"), "a", None);
     store
-        .claim(std::slice::from_ref(&taken), now(), since)
+        .claim(std::slice::from_ref(&taken), since)
         .await
         .unwrap();
     let free = claim(key("t", "free"), "b", Some("k"));
     let noted = [claim(key("t", "taken"), "x", Some("k")), free.clone()];
-    store.note_claims(&noted, now(), since).await.unwrap();
-    store.note_claims(&noted, now(), since).await.unwrap();
+    store.note_claims(&noted, since).await.unwrap();
+    store.note_claims(&noted, since).await.unwrap();
     let found = store.claimed(&[taken.key, free.key], since).await.unwrap();
     assert_eq!(found, [Some(taken.held), Some(free.held)]);
 }
@@ -112,7 +113,7 @@ async fn of_many_claimants_at_once_one_wins_each_id(place: Place) {
             claims.rotate_left(claimant * 300);
             let mut won = 0;
             for claims in claims.chunks(100 + claimant * 77) {
-                let made = store.claim(claims, now(), now() - DAY).await.unwrap();
+                let made = store.claim(claims, now() - DAY).await.unwrap();
                 won += made.iter().filter(|held| held.is_none()).count();
             }
             won
@@ -129,19 +130,20 @@ async fn a_claim_outside_of_the_window_is_none(place: Place) {
     let store = place.open().await;
     let old = claim(key("t", "e"), "a", Some("k"));
     store
-        .claim(std::slice::from_ref(&old), now(), now() - DAY)
+        .claim(std::slice::from_ref(&old), now() - DAY)
         .await
         .unwrap();
     let later = now() + DAY;
-    let at_its_end = [claim(key("t", "e"), "b", None)];
-    let made = store.claim(&at_its_end, later, later - DAY).await.unwrap();
+    let mut at_its_end = [claim(key("t", "e"), "b", None)];
+    at_its_end[0].held.at = later;
+    let made = store.claim(&at_its_end, later - DAY).await.unwrap();
     assert_eq!(made, [Some(old.held)]);
     let later = later + SignedDuration::from_nanos(1);
     assert_eq!(
         store.claimed(&[key("t", "e")], later - DAY).await.unwrap(),
         [None]
     );
-    let made = store.claim(&at_its_end, later, later - DAY).await.unwrap();
+    let made = store.claim(&at_its_end, later - DAY).await.unwrap();
     assert_eq!(made, [None]);
     let found = store.claimed(&[key("t", "e")], later - DAY).await.unwrap();
     assert_eq!(found, [Some(at_its_end[0].held.clone())]);
@@ -155,9 +157,13 @@ async fn old_claims_are_forgotten_in_steps(place: Place) {
             .collect()
     };
     let since = Timestamp::UNIX_EPOCH;
-    store.claim(&many("old"), now(), since).await.unwrap();
+    store.claim(&many("old"), since).await.unwrap();
     let later = now() + DAY;
-    store.claim(&many("new"), later, since).await.unwrap();
+    let mut new = many("new");
+    for claim in &mut new {
+        claim.held.at = later;
+    }
+    store.claim(&new, since).await.unwrap();
     let mut steps = Vec::new();
     while steps.last() != Some(&0) {
         steps.push(store.prune_claims(later, 10).await.unwrap());
