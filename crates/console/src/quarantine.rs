@@ -50,9 +50,9 @@ struct Shown<'a> {
     source: &'a str,
     message_id: Option<&'a str>,
     content_type: Option<&'a str>,
-    /// The body's length in bytes.
+    /// How many bytes it had.
     size: usize,
-    /// The body, where it is text.
+    /// The body (of a message that is too large its beginning), where it is text.
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'a str>,
     /// The body, byte for byte.
@@ -70,7 +70,7 @@ impl<'a> Shown<'a> {
             source: &message.source,
             message_id: message.message_id.as_deref(),
             content_type: message.content_type.as_deref(),
-            size: message.body.len(),
+            size: message.size,
             body: None,
             body_base64: None,
         }
@@ -110,6 +110,11 @@ async fn show(caller: Caller, State(app): State<Arc<App>>, id: Id) -> Answer {
 async fn release(caller: Caller, State(app): State<Arc<App>>, id: Id) -> Answer {
     caller.must_for_all(Scope::Manage)?;
     let message = find(&app, &id).await?;
+    if message.body.len() < message.size {
+        let detail = "only its beginning is kept: nobody can take a message of that size";
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        return Err(Problem::new(status, "still_unfit", detail));
+    }
     let routing_key = read(&message, Timestamp::now()).map_err(still_unfit)?;
     let message_id = message.message_id.as_deref().unwrap_or(&message.id);
     let mut parcel = Parcel::json(

@@ -764,6 +764,7 @@ async fn a_release_republishes_the_bytes_where_they_are_an_event() {
         source: "postrider.events/payment.paid".into(),
         message_id: Some("m1".into()),
         content_type: None,
+        size: body.len(),
         body: body.into(),
     };
     let body = r#"{ "tenant":"a", "type":"payment.paid", "data": 1 }"#;

@@ -8,7 +8,14 @@ use event::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use store::Quarantined;
+
+/// What is larger than this, whatever the reason, is nothing of ours: our own largest message is a
+/// batch of 4 MiB.
+const WHOLE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How much is kept of a message that no event can be: enough to see whose it is.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// Events as a router archived them, or why they cannot be read.
 pub(crate) fn archived(message: &Received) -> Result<Vec<Archived>, String> {
@@ -41,6 +48,7 @@ pub(crate) fn refused(
         source: source.to_owned(),
         message_id: None,
         content_type: Some("application/json".into()),
+        size: body.len(),
         body,
     }
 }
@@ -97,14 +105,32 @@ fn row(
     source: &str,
 ) -> Quarantined {
     let id = Quarantined::id_for(&message.body, reason, source, message.message_id.as_deref());
+    let size = message.body.len();
+    let (kept, detail) = if reason == QuarantineReason::TooLarge || size > WHOLE_BYTES_MAX {
+        let kept = &message.body[..size.min(KEPT_BYTES)];
+        let hash = sha256(&message.body);
+        let detail = format!(
+            "{detail}; the first {} of its {size} bytes are kept, the sha256 of all is {hash}",
+            kept.len()
+        );
+        (kept, detail)
+    } else {
+        (&*message.body, detail.to_owned())
+    };
     Quarantined {
         id,
         reason,
-        detail: detail.to_owned(),
+        detail,
+        size,
         first_seen,
         source: source.to_owned(),
         message_id: message.message_id.clone(),
         content_type: message.content_type.clone(),
-        body: message.body.to_vec(),
+        body: kept.to_vec(),
     }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

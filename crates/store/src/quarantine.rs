@@ -15,7 +15,11 @@ use crate::{
 const TRANSACTION_MAX: usize = 8;
 
 const COLUMNS: &str = "SELECT id, reason, detail, first_seen, source, message_id, content_type, \
-                       body FROM quarantine WHERE 1 = 1";
+                       COALESCE(size, length(body)), body FROM quarantine WHERE 1 = 1";
+
+/// The same without bodies: a page of them could be more than anybody wants to hold.
+const HEADS: &str = "SELECT id, reason, detail, first_seen, source, message_id, content_type, \
+                     COALESCE(size, length(body)), substr(body, 1, 0) FROM quarantine WHERE 1 = 1";
 
 /// As [`COLUMNS`] selects.
 type Row = (
@@ -26,6 +30,7 @@ type Row = (
     String,
     Option<String>,
     Option<String>,
+    i64,
     Vec<u8>,
 );
 
@@ -70,7 +75,7 @@ impl Store {
         for message in messages {
             sqlx::query(
                 "INSERT INTO quarantine (id, reason, detail, first_seen, source, message_id, \
-                 content_type, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+                 content_type, body, size) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                  ON CONFLICT (id) DO NOTHING",
             )
             .bind(&message.id)
@@ -81,13 +86,14 @@ impl Store {
             .bind(message.message_id.as_deref().map(clean))
             .bind(message.content_type.as_deref().map(clean))
             .bind(message.body.as_slice())
+            .bind(i64::try_from(message.size).unwrap_or(i64::MAX))
             .execute(&mut *lease)
             .await?;
         }
         lease.commit().await
     }
 
-    /// A page of quarantined messages, newest first.
+    /// A page of quarantined messages without their bodies, newest first.
     pub async fn quarantined(
         &self,
         reason: Option<QuarantineReason>,
@@ -95,7 +101,7 @@ impl Store {
     ) -> Result<Page<Quarantined>, Error> {
         let wanted = Wanted::new("quarantine", paging)?;
         within(async {
-            let mut statement = Statement::new(COLUMNS);
+            let mut statement = Statement::new(HEADS);
             if let Some(reason) = reason {
                 statement.text(" AND reason = ").value(reason.word())?;
             }
@@ -150,7 +156,7 @@ impl Store {
 }
 
 fn read(row: Row) -> Result<Quarantined, Error> {
-    let (id, reason, detail, first_seen, source, message_id, content_type, body) = row;
+    let (id, reason, detail, first_seen, source, message_id, content_type, size, body) = row;
     let reason = QuarantineReason::from_word(&reason).ok_or_else(|| {
         Error::Fatal(format!(
             "quarantined {id}: the reason {reason:?} is not known"
@@ -165,6 +171,7 @@ fn read(row: Row) -> Result<Quarantined, Error> {
         source,
         message_id,
         content_type,
+        size: usize::try_from(size).unwrap_or_default(),
         body,
     })
 }

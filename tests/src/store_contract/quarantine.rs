@@ -22,6 +22,7 @@ pub(super) fn message(n: i32, reason: QuarantineReason) -> Quarantined {
         source: "postrider.events/x".into(),
         message_id: None,
         content_type: None,
+        size: body.len(),
         body,
     }
 }
@@ -39,6 +40,7 @@ async fn bytes_and_words_come_back(place: Place) {
     let store = place.open().await;
     let mut given = message(1, QuarantineReason::Malformed);
     given.body = (0..=255).cycle().take(300_000).collect();
+    given.size = 5_000_000;
     given.source = "postrider.events/a\u{0}b é".into();
     given.message_id = Some("\u{0}".into());
     given.content_type = Some("text/plain".into());
@@ -56,7 +58,10 @@ async fn bytes_and_words_come_back(place: Place) {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(read.body, given.body);
+    assert_eq!((&read.body, read.size), (&given.body, given.size));
+    let listed = store.quarantined(None, &Paging::default()).await.unwrap();
+    let heads = listed.items.iter().map(|item| (item.body.len(), item.size));
+    assert_eq!(heads.collect::<Vec<_>>(), [(0, empty.size), (0, given.size)], "no bodies");
     assert_eq!(
         (read.reason, read.first_seen),
         (given.reason, given.first_seen)
