@@ -118,6 +118,11 @@ fn due(case: &Case<'_>, delay: Duration, asked: Option<SignedDuration>) -> Times
     let asked = asked.map_or(SignedDuration::ZERO, |pause| {
         stretched(pause.unsigned_abs()).min(RETRY_AFTER_MAX)
     });
+    #[cfg(feature = "sim")]
+    let scheduled = match broker::sim::planted("retry-after instead of the schedule") {
+        true if asked > SignedDuration::ZERO => SignedDuration::ZERO,
+        _ => scheduled,
+    };
     case.now
         .saturating_add(scheduled.max(asked))
         .unwrap_or(Timestamp::MAX)

@@ -54,8 +54,18 @@ struct Shared {
     /// Here and not in the follower alone, so that a watch outlives the following.
     sender: watch::Sender<Option<Arc<Snapshot>>>,
     nudged: Notify,
+    /// Wakes those that wait for a change, in the order they came: a watch wakes its readers in
+    /// any order, and a simulation could not be run again.
+    turned: Notify,
     /// When the store last answered; `None` for a feed that never changes.
     answered: Option<Mutex<Instant>>,
+}
+
+impl Shared {
+    fn turn_to(&self, snapshot: Snapshot) {
+        self.sender.send_replace(Some(Arc::new(snapshot)));
+        self.turned.notify_waiters();
+    }
 }
 
 impl Feed {
@@ -91,7 +101,7 @@ impl Feed {
             *answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
         if self.receiver.borrow().as_ref().map(|known| known.revision) != Some(snapshot.revision) {
-            self.shared.sender.send_replace(Some(Arc::new(snapshot)));
+            self.shared.turn_to(snapshot);
         }
     }
 
@@ -102,6 +112,7 @@ impl Feed {
             shared: Arc::new(Shared {
                 sender,
                 nudged: Notify::new(),
+                turned: Notify::new(),
                 answered,
             }),
         }
@@ -130,8 +141,15 @@ impl Feed {
             return;
         }
         self.nudge();
-        let mut watch = self.watch();
-        let seen = watch.wait_for(|snapshot| snapshot.as_deref().is_some_and(&change));
+        let seen = async {
+            loop {
+                let turned = self.shared.turned.notified();
+                if self.snapshot().is_some_and(|snapshot| change(&snapshot)) {
+                    return;
+                }
+                turned.await;
+            }
+        };
         // Over, or the process ends: the change is stored all the same.
         drop(tokio::time::timeout(patience, seen).await);
     }
@@ -167,7 +185,7 @@ impl Follower {
                 // First, so that who wakes up for a snapshot finds its age right.
                 self.note(&looked);
                 if let Ok(Some(snapshot)) = looked {
-                    self.shared.sender.send_replace(Some(Arc::new(snapshot)));
+                    self.shared.turn_to(snapshot);
                 }
                 tokio::select! {
                     () = tokio::time::sleep(every) => {}
