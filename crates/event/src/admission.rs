@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::value::RawValue;
 
 use crate::{
-    event::{EVENT_BYTES_MAX, Event, EventType, Subject},
+    event::{EVENT_BYTES_MAX, Event, EventType, FILLED_IN_BYTES_MAX, Subject},
     fault::{Fault, Refusal, did_you_mean, sentence, shown},
     id::{EventId, Tenant},
     reason::QuarantineReason,
@@ -87,6 +87,31 @@ pub fn admit_many(
     batch.finish()
 }
 
+/// Reads what our own intake wrote: one event, or where `several` an array of them, each as it was
+/// published and with what was missing filled in.
+pub fn admit_own(
+    body: &[u8],
+    several: bool,
+    envelope: &Envelope<'_>,
+) -> Result<Vec<Event>, Refusal> {
+    let bytes_max = EVENT_BYTES_MAX + FILLED_IN_BYTES_MAX;
+    if several {
+        let text = scan::text_of(body)?;
+        let first = scan::skip_space(text, 0);
+        if text.as_bytes().get(first) == Some(&b'[') {
+            let mut batch = Batch::new(envelope, read);
+            batch.bytes_max = bytes_max;
+            batch.array(text, first + 1)?;
+            return batch.finish();
+        }
+    }
+    if body.len() > bytes_max {
+        return Err(too_large("", body.len()));
+    }
+    let event = read(scan::object(body)?, "", envelope).map_err(refusal)?;
+    Ok(vec![event])
+}
+
 /// Reads a view that was fetched because its event lacks it: JSON by the rules of what is
 /// published, kept byte for byte. The error is one sentence without payload.
 pub fn admit_view(body: &[u8]) -> Result<Box<RawValue>, String> {
@@ -121,6 +146,8 @@ struct Batch<'e> {
     envelope: &'e Envelope<'e>,
     /// How one of them is read.
     read: Read,
+    /// How large each of them may be.
+    bytes_max: usize,
     events: Vec<Event>,
     /// Tenant and id of the events so far: one body cannot hold one event twice.
     ids: HashSet<(Tenant, EventId)>,
@@ -134,6 +161,7 @@ impl<'e> Batch<'e> {
         Self {
             envelope,
             read,
+            bytes_max: EVENT_BYTES_MAX,
             events: Vec::new(),
             ids: HashSet::new(),
             faults: Vec::new(),
@@ -186,7 +214,7 @@ impl<'e> Batch<'e> {
 
     fn take(&mut self, document: Document<'_>, prefix: &str) -> Result<(), Refusal> {
         let bytes = document.raw.len();
-        if bytes > EVENT_BYTES_MAX {
+        if bytes > self.bytes_max {
             return Err(too_large(prefix, bytes));
         }
         if document.kind != Kind::Object {

@@ -11,6 +11,9 @@ use crate::id::{BadId, EventId, Tenant};
 /// The largest event, in bytes, as published: 256 KiB.
 pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
+/// What an intake may add to an event in bytes: its id, tenant and time.
+pub const FILLED_IN_BYTES_MAX: usize = 512;
+
 /// One thing that happened, as published.
 ///
 /// Built by [`crate::admission`] from untrusted bytes; deserialized directly only from our own

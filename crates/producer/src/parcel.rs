@@ -1,14 +1,14 @@
 //! Events as one parcel. Pure.
 
 use broker::{BATCH_KEY, Parcel, Route};
-use event::{Event, EventId, event::EVENT_BYTES_MAX};
+use event::{
+    Event, EventId,
+    event::{EVENT_BYTES_MAX, FILLED_IN_BYTES_MAX},
+};
 use jiff::Timestamp;
 
 /// The largest parcel of several events, in bytes.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// What an event's id, tenant and time may add to it, and its brackets and commas.
-const ROOM: usize = 512;
 
 /// The header by which the router knows that an event has been counted on its way in.
 const VIA_HEADER: &str = "x-postrider-via";
@@ -40,7 +40,7 @@ impl Stamp {
 pub enum TooLarge {
     /// One event, with its id, tenant and time filled in.
     #[error(
-        "an event is at most {EVENT_BYTES_MAX} bytes with its id, tenant and time; event {index} has {bytes}"
+        "an event is at most {EVENT_BYTES_MAX} bytes and its id, tenant and time; event {index} has {bytes}"
     )]
     Event {
         /// Which, from 0.
@@ -108,7 +108,7 @@ fn write(event: &Event, index: usize, body: &mut Vec<u8>) -> Result<(), TooLarge
     serde_json::to_writer(&mut *body, event).expect("an event is always JSON");
     let bytes = body.len() - start;
     // What the router would not read must not be confirmed to anybody.
-    if bytes > EVENT_BYTES_MAX {
+    if bytes > EVENT_BYTES_MAX + FILLED_IN_BYTES_MAX {
         Err(TooLarge::Event { index, bytes })
     } else {
         Ok(())
@@ -117,7 +117,7 @@ fn write(event: &Event, index: usize, body: &mut Vec<u8>) -> Result<(), TooLarge
 
 fn size_hint(event: &Event) -> usize {
     let raw = [&event.data, &event.changes, &event.details];
-    ROOM + raw
+    FILLED_IN_BYTES_MAX + raw
         .into_iter()
         .flatten()
         .map(|raw| raw.get().len())

@@ -10,10 +10,8 @@ use store::{
     dedup::Dedup,
 };
 
-use crate::admit::Unfit;
+use crate::admit::{TOKEN_HEADER, Unfit};
 
-/// Names the message, the same each time it is handed out; set by our own producer.
-const TOKEN_HEADER: &str = "x-postrider-token";
 /// When our own producer accepted the events: the `time` of those that had none.
 const ACCEPTED_HEADER: &str = "x-postrider-accepted";
 /// A person released it from quarantine: what it claimed before it went there is its own.

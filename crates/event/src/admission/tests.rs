@@ -698,6 +698,20 @@ fn i39_an_event_may_have_256_kib_and_not_a_byte_more() {
 }
 
 #[test]
+fn i39_what_an_intake_fills_in_does_not_count() {
+    let frame = event_with(&[("data", "\"\"")]).len();
+    let sized =
+        |bytes: usize| event_with(&[("data", &format!("\"{}\"", "x".repeat(bytes - frame)))]);
+    let filled_in = EVENT_BYTES_MAX + FILLED_IN_BYTES_MAX;
+    for (bytes, fits) in [(filled_in, true), (filled_in + 1, false)] {
+        let one = sized(bytes);
+        let own = |body: &str, several| admit_own(body.as_bytes(), several, &envelope());
+        assert_eq!(own(&one, false).is_ok(), fits, "{bytes}");
+        assert_eq!(own(&format!("[{one}]"), true).is_ok(), fits, "{bytes}");
+    }
+}
+
+#[test]
 fn an_id_comes_from_the_body_the_message_or_fresh() {
     let without = event_with(&[("id", "")]);
     let message = Envelope {
