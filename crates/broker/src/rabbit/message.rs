@@ -24,6 +24,14 @@ const CLOUD_EVENTS: [&str; 3] = ["cloudevents:", "cloudevents_", "ce-"];
 const TIME_MAX: u64 = 253_402_300_799;
 /// How often a quorum queue took the message back.
 const RETURNS: &str = "x-delivery-count";
+/// Why the broker itself took a message out of a queue the first time, and where it had come in.
+/// Somebody may have forged them: they are words for people, and decide nothing.
+const DIED: &str = "x-first-death-reason";
+const DIED_IN: &str = "x-first-death-exchange";
+/// What people are told of a message in quarantine.
+const DETAIL: &str = "x-postrider-detail";
+/// Where they are told it came from.
+const SOURCE: &str = "x-postrider-source";
 /// AMQP's delivery mode for messages that survive a restart.
 const PERSISTENT: u8 = 2;
 /// AMQP's bound for ids, keys and content types.
@@ -81,6 +89,19 @@ impl Outgoing {
             message_id,
             body,
         }
+    }
+}
+
+impl Outgoing {
+    /// An event says who publishes it, where that is asked for. Nothing else does: what has come
+    /// in is ours.
+    pub(super) fn by(mut self, user: Option<&str>) -> Self {
+        if let Some(user) = user
+            && self.exchange == topology::EVENTS
+        {
+            self.properties = self.properties.with_user_id(short(user));
+        }
+        self
     }
 }
 
@@ -144,6 +165,7 @@ impl Incoming {
         let properties = &delivery.properties;
         let mut headers = Vec::new();
         let mut returns = 0;
+        let (mut died, mut died_in) = (None, None);
         for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
             if name.as_str().starts_with(OURS) {
                 if let Some(value) = header_text(value) {
@@ -156,6 +178,19 @@ impl Incoming {
                 headers.push((name.as_str().to_owned(), value));
             } else if name.as_str() == RETURNS {
                 returns = header_number(value);
+            } else if name.as_str() == DIED {
+                died = header_text(value);
+            } else if name.as_str() == DIED_IN {
+                died_in = header_text(value);
+            }
+        }
+        if let Some(detail) = died.as_deref().and_then(given_up) {
+            let source = died_in.map(|exchange| format!("{exchange}/{}", delivery.routing_key));
+            for (name, value) in [(DETAIL, Some(detail.to_owned())), (SOURCE, source)] {
+                let told = headers.iter().any(|(header, _)| header == name);
+                if let Some(value) = value.filter(|_| !told) {
+                    headers.push((name.to_owned(), value));
+                }
             }
         }
         Self {
@@ -187,6 +222,20 @@ impl Incoming {
             headers: self.headers,
             body: self.body,
         }
+    }
+}
+
+/// Why the broker gave a message up, for people, where it was the broker that did.
+fn given_up(reason: &str) -> Option<&'static str> {
+    match reason {
+        "expired" => Some(
+            "the message expired before a router took it: its publisher gave it an `expiration`, \
+             or a policy on the broker did; publish without one (an event has `expires_at`)",
+        ),
+        "delivery_limit" => Some("the message came back too many times: whoever took it died of it"),
+        "maxlen" => Some("the broker dropped the message from a queue that was full"),
+        "rejected" => Some("a consumer that is not of ours rejected the message"),
+        _ => None,
     }
 }
 
@@ -298,6 +347,30 @@ mod tests {
         let incoming = delivered(outgoing);
         assert_eq!(incoming.headers, [("x-postrider-a".into(), "1".into())]);
         assert_eq!(incoming.returns, 3);
+    }
+
+    #[test]
+    fn what_the_broker_gave_up_says_why_and_where_it_came_in() {
+        let mut outgoing = sent(Route::Quarantine, UNIX_EPOCH);
+        let died = |reason: &str| {
+            let mut table = FieldTable::default();
+            table.insert(DIED.into(), AMQPValue::LongString(reason.into()));
+            table.insert(DIED_IN.into(), AMQPValue::LongString(topology::EVENTS.into()));
+            table
+        };
+        outgoing.key = "a.b".into();
+        outgoing.properties = outgoing.properties.with_headers(died("expired"));
+        let [detail, source] = delivered(outgoing).headers.try_into().expect("two headers");
+        assert!(detail.1.contains("`expiration`"), "{detail:?}");
+        assert_eq!(source, (SOURCE.into(), "postrider.events/a.b".into()));
+        // What a router said of a message stays, whatever the message says of itself.
+        let mut outgoing = sent(Route::Quarantine, UNIX_EPOCH);
+        let mut table = died("delivery_limit");
+        table.insert(DETAIL.into(), AMQPValue::LongString("ours".into()));
+        table.insert(SOURCE.into(), AMQPValue::LongString("ours".into()));
+        outgoing.properties = outgoing.properties.with_headers(table);
+        let ours = |(_, value): &(String, String)| value == "ours";
+        assert!(delivered(outgoing).headers.iter().all(ours));
     }
 
     #[test]
