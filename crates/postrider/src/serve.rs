@@ -303,6 +303,7 @@ impl Running {
         feed: &Feed,
         dialects: Arc<Dialects>,
     ) -> Result<(), Failure> {
+        warn_of_proxies();
         let (disable, asked) = mpsc::channel(1024);
         tokio::spawn(disable_asked(self.store.clone(), feed.clone(), asked));
         let parts = deliverer::Parts {
@@ -387,6 +388,24 @@ async fn open_store(settings: &Settings, stop: &CancellationToken) -> Result<Sto
         tokio::select! {
             () = stop.cancelled() => return Err(Failure::failed("stopped before the store was there")),
             () = tokio::time::sleep(STORE_RETRY) => {}
+        }
+    }
+}
+
+/// Whoever sets a proxy for a machine may count on it. Deliveries do not use one: it would resolve
+/// and dial what the guard never sees.
+fn warn_of_proxies() {
+    const VARIABLES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    for variable in VARIABLES {
+        let lower = variable.to_lowercase();
+        if [variable, &lower]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some())
+        {
+            warn!(
+                variable,
+                "a proxy in the environment is not used: deliveries dial what was judged, themselves"
+            );
         }
     }
 }
