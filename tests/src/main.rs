@@ -23,6 +23,7 @@ mod recorder;
 mod redacts;
 mod remembers;
 mod replay;
+mod publishers;
 mod retries;
 mod signatures;
 mod store_contract;

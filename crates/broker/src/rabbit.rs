@@ -12,7 +12,7 @@ mod message;
 mod publisher;
 mod reconnect;
 mod returns;
-mod target;
+pub(crate) mod target;
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,6 +43,8 @@ struct Shared {
     /// Cancelled when everything is settled: the connections may go.
     closed: CancellationToken,
     tasks: TaskTracker,
+    /// What events are published with as `user-id`.
+    user: Option<String>,
 }
 
 impl Shared {
@@ -82,6 +84,7 @@ pub(crate) fn open(settings: &Settings) -> Result<impl Backend + use<>, OpenErro
         closing: CancellationToken::new(),
         closed: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        user: settings.identify.then(|| settings.user()).flatten(),
     });
     tokio::spawn(reconnect::supervise(target, shared.clone()));
     let life = Arc::new(Life(shared));

@@ -14,6 +14,10 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
     /// Embedded only, and only for tests: how many messages each queue takes, instead of the
+    /// RabbitMQ only: whether events are published with our user's name as `user-id`, which the
+    /// broker holds against the connection.
+    #[serde(skip)]
+    pub identify: bool,
     /// topology's number.
     #[serde(skip)]
     pub queue_max: Option<u64>,
@@ -26,6 +30,7 @@ impl Default for Settings {
             ca_file: None,
             heartbeat: Duration::from_secs(10),
             queue_max: None,
+            identify: false,
         }
     }
 }
@@ -73,6 +78,12 @@ pub(crate) enum Address {
 
 impl Settings {
     /// Which broker the settings name, or what is wrong with them.
+    /// The user that we are on RabbitMQ.
+    pub fn user(&self) -> Option<String> {
+        let targets = crate::rabbit::target::Target::all(self).ok()?;
+        targets.first().map(|target| target.user().to_owned())
+    }
+
     pub(crate) fn address(&self) -> Result<Address, OpenError> {
         if let Some(path) = self.url.strip_prefix("embedded://") {
             if path.is_empty() {

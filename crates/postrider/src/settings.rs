@@ -17,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) store: store::Settings,
     pub(crate) router: router::Settings,
     pub(crate) dedup: store::dedup::Settings,
+    pub(crate) publishers: router::Publishers,
     pub(crate) recorder: Recorder,
     pub(crate) retention: recorder::Retention,
     pub(crate) delivery: deliverer::Settings,
@@ -119,7 +120,14 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
 
 /// Every line of `config show`.
 pub(crate) fn effective(loaded: &Loaded<Settings>) -> &[Effective] {
+    for (key, message) in settings.publishers.faults() {
+        faults.push(loaded.fault(&key, message));
+    }
     loaded.effective()
+    if !settings.publishers.is_empty() && url.starts_with("embedded://") {
+        let message = "the embedded broker has no users to tell apart; broker.url must be amqp";
+        faults.push(loaded.fault("publishers", message));
+    }
 }
 
 const fn key(path: &'static str, default: &'static str, help: &'static str) -> Key {
@@ -238,6 +246,11 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         "recorder.archive",
         "full",
+    key(
+        "publishers.*",
+        "",
+        "The tenants that this user of RabbitMQ may publish events for, such as `salon-*`; see [security.md](security.md#tenants-and-tokens). With any user named, a message needs a `user-id`, which the broker validates; others go to quarantine. Every process needs the same.",
+    ),
         "What is remembered of events and deliveries: `full`, `headers` (no payloads), or `off`. Dead letters and quarantine are kept in any case.",
     ),
     key(

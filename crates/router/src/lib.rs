@@ -10,6 +10,7 @@ mod admit;
 mod archive;
 mod bundle;
 pub mod metrics;
+mod publishers;
 mod repeat;
 pub mod table;
 
@@ -48,6 +49,9 @@ pub struct Settings {
     pub prefetch: u16,
     /// How many bundles wait for their confirm at once; while they do, the next ones fill up.
     pub bundles_in_flight: usize,
+    /// Who may publish for whom; from `[publishers]`, which stands apart.
+    #[serde(skip)]
+    pub publishers: Publishers,
 }
 
 impl Default for Settings {
@@ -56,6 +60,7 @@ impl Default for Settings {
             bundle_max: 32,
             prefetch: 500,
             bundles_in_flight: 8,
+            publishers: Publishers::default(),
         }
     }
 }
@@ -143,6 +148,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) -> Result<(), Error> {
         sending_max: parts.settings.bundles_in_flight,
         archive: Archive::new(parts.archive),
         archiving: FuturesUnordered::new(),
+        publishers: parts.settings.publishers,
         metrics: parts.metrics,
     };
     let end = CancellationToken::new();
@@ -183,6 +189,7 @@ struct Router {
     sending_max: usize,
     archive: Archive,
     archiving: FuturesUnordered<BoxFuture<'static, ()>>,
+    publishers: Publishers,
     metrics: Metrics,
 }
 

@@ -3,6 +3,8 @@
 use event::reason::QuarantineReason;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
+use crate::publishers::Stranger;
+
 /// The router's counters.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -15,6 +17,7 @@ pub struct Metrics {
     pub(crate) bundles: IntCounter,
     pub(crate) bundled: IntCounter,
     pub(crate) archived: IntCounter,
+    pub(crate) strangers: IntCounterVec,
 }
 
 impl Metrics {
@@ -33,7 +36,19 @@ impl Metrics {
             }
             Ok(counters)
         };
+        let strangers = IntCounterVec::new(
+            Opts::new(
+                "postrider_publishers_refused_total",
+                "Messages quarantined because `[publishers]` does not let their user publish them.",
+            ),
+            &["cause"],
+        )?;
+        registry.register(Box::new(strangers.clone()))?;
+        for cause in Stranger::ALL {
+            strangers.with_label_values(&[cause.word()]);
+        }
         Ok(Self {
+            strangers,
             accepted: counter(
                 Opts::new(
                     "postrider_events_accepted_total",

@@ -313,6 +313,7 @@ impl Window {
         let flight = self.next;
         self.next += 1;
         let outgoing = Outgoing::of(job.parcel, SystemTime::now());
+        let outgoing = outgoing.by(self.shared.user.as_deref());
         self.waiting.insert(flight, (job.answer, Instant::now()));
         self.flights
             .push(Box::pin(fly(self.channel.clone(), flight, outgoing)));

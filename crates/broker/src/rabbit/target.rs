@@ -50,6 +50,11 @@ impl Target {
             authority, vhost, ..
         } = &self.uri;
         let slash = if vhost.starts_with('/') { "" } else { "/" };
+    /// As whom we connect.
+    pub(crate) fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+
         format!("{}:{}{slash}{vhost}", authority.host, authority.port)
     }
 }
