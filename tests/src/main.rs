@@ -2,6 +2,7 @@
 
 mod archive;
 mod broker_contract;
+mod chaos;
 mod checker;
 mod cloud_events;
 mod command;
@@ -12,25 +13,29 @@ mod duplicates;
 mod faults;
 mod filters;
 mod forgets;
+mod hostile;
+mod hostile_input;
 mod intake;
 mod life;
+mod listen;
 mod loaders;
 mod log;
 mod openapi;
 mod ordering;
 mod proxy;
+mod publishers;
 mod recorder;
 mod redacts;
 mod remembers;
 mod replay;
-mod publishers;
 mod retries;
+mod rude_clients;
 mod signatures;
 mod store_contract;
 // Not every helper is used on every path.
-mod rude_clients;
 #[allow(dead_code)]
 mod support;
+mod tail;
 mod tenants;
 mod walls;
 mod watching;
