@@ -89,6 +89,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0006_expunged"),
     step!("0007_versions"),
     step!("0008_listening"),
+    step!("0009_sizes"),
 ];
 
 /// An open database.
