@@ -82,6 +82,7 @@ fn row(operation: &str) -> Row {
         "GET /v1/deliveries/periods"
         | "POST /v1/events"
         | "POST /v1/subscriptions"
+        | "POST /v1/listeners"
         | "POST /v1/subscriptions/standard/subscribe"
         | "POST /v1/subscriptions/standard/unsubscribe"
         | "POST /v1/dead-letters/redrive" => Finds,
@@ -96,7 +97,10 @@ fn row(operation: &str) -> Row {
         | "GET /v1/dialects/{name}"
         | "GET /openapi.json"
         | "GET /docs" => Common,
-        "GET /v1/tail" => Live,
+        "GET /v1/tail"
+        | "DELETE /v1/listeners/{id}"
+        | "GET /v1/listeners/{id}/requests"
+        | "POST /v1/listeners/{id}/taken" => Live,
         new => panic!("{new} has no row: say here what of one tenant's another can ask it for"),
     }
 }
@@ -114,6 +118,7 @@ fn bodies(operation: &str, of: &Things) -> Vec<Option<Value>> {
             let body = |tenant: &str| json!({"tenant": tenant, "target_url": "https://example.com/", "events": ["*"]});
             some(vec![body(&of.tenant)])
         }
+        "POST /v1/listeners" => some(vec![json!({"tenant": of.tenant, "events": ["*"]})]),
         "POST /v1/subscriptions/standard/subscribe"
         | "POST /v1/subscriptions/standard/unsubscribe" => some(vec![
             json!({"tenant": of.tenant, "target_url": of.target, "event": "client/created"}),
