@@ -228,6 +228,7 @@ impl Router {
         loop {
             self.send_what_fits();
             tokio::select! {
+                biased;
                 Some(judged) = self.checking.next() => self.settle_all(judged, &mut watch),
                 Some(()) = self.sending.next() => {}
                 Some(()) = self.archiving.next() => {}

@@ -105,6 +105,11 @@ impl Feed {
         }
     }
 
+    /// Somebody asks for a look at the store; for the owner of a feed [`Self::by_hand`].
+    pub async fn nudged(&self) {
+        self.shared.nudged.notified().await;
+    }
+
     fn new(first: Option<Arc<Snapshot>>, answered: Option<Mutex<Instant>>) -> Self {
         let (sender, receiver) = watch::channel(first);
         Self {

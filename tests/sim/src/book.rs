@@ -71,6 +71,7 @@ pub(crate) struct State {
     pub(crate) is_paused: bool,
     pub(crate) was_paused: bool,
     pub(crate) is_disabled: bool,
+    pub(crate) was_disabled: bool,
     pub(crate) is_deleted: bool,
 }
 
@@ -229,7 +230,7 @@ impl Book {
                 }
                 for (key, _) in held {
                     let state = &self.states[key.1];
-                    if !state.was_paused && !state.is_disabled {
+                    if !state.was_paused && !state.was_disabled {
                         self.breach(format!("{} is held for no reason", shown(*key)));
                     }
                 }

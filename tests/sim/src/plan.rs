@@ -106,7 +106,7 @@ impl Plan {
         let subscriptions: Vec<_> = (0..count)
             .map(|_| subscription(&mut chance, heals))
             .collect();
-        let events: Vec<_> = (0..chance.between(8, 24))
+        let events: Vec<_> = (0..chance.between(5, 19))
             .map(|_| event(&mut chance, heals))
             .collect();
         let routers = if chance.percent(20) { 2 } else { 1 };

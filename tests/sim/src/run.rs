@@ -229,14 +229,24 @@ impl Running {
                 biased;
                 Some((id, _)) = self.disabled.recv() => {
                     let place = crate::content::number(id.as_str());
-                    if !self.world.lock().book.states[place].is_deleted {
-                        self.world.lock().book.states[place].is_disabled = true;
-                        self.change(place);
-                    }
+                    self.disable(place);
                 }
                 () = sleep_until(next) => if next == until { return },
             }
         }
+    }
+
+    /// The endpoint answered 410.
+    fn disable(&mut self, place: usize) {
+        let mut state = self.world.lock();
+        let of = &mut state.book.states[place];
+        if of.is_deleted {
+            return;
+        }
+        of.is_disabled = true;
+        of.was_disabled = true;
+        drop(state);
+        self.change(place);
     }
 
     /// Sends what was handed over to subscriptions that are active.
@@ -433,7 +443,11 @@ impl Running {
             let feed = Feed::by_hand(seen());
             let follow = async {
                 loop {
-                    sleep(POLLS).await;
+                    tokio::select! {
+                        biased;
+                        () = sleep(POLLS) => {}
+                        () = feed.nudged() => {}
+                    }
                     let is_away = Instant::now() < *away_until.lock().expect("not poisoned");
                     if follows && !is_away {
                         feed.turn_to(seen());
