@@ -5,9 +5,11 @@
 //! would be in production; on the embedded broker router, deliverer and load share one.
 //! It uses the product's own queues, so point it at a broker that nothing else uses.
 
+mod crowd;
 mod intake;
 mod load;
 mod meter;
+mod neighbours;
 mod plan;
 mod sink;
 
@@ -35,6 +37,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 pub(crate) fn run(global: &Global, options: &cli::Bench) -> Result<(), Failure> {
     match options.part.as_deref() {
         Some("sink") => block_one(sink::serve()),
+        Some("crowd") => block_one(crowd::serve(options.endpoints)),
         Some("load") => {
             let settings = settings(global)?;
             block_one(load::run(&settings, options))
@@ -68,6 +71,8 @@ async fn measure(settings: &Settings, options: &cli::Bench) -> Result<Value, Fai
     match options.measure {
         Measure::Pipeline => pipeline(&plan, options).await,
         Measure::Intake => intake::measure(&plan, options).await,
+        Measure::Neighbours => neighbours::neighbours(&plan, settings, options).await,
+        Measure::Backlog => neighbours::backlog(&plan, settings, options).await,
     }
 }
 

@@ -807,6 +807,12 @@ pub(crate) struct Bench {
     /// Other subscriptions, that match nothing
     #[arg(long, default_value_t = 0)]
     pub(crate) subscriptions: usize,
+    /// Endpoints, each with a subscription of its own (neighbours)
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) endpoints: usize,
+    /// Deliveries that wait for the endpoint that is away (backlog)
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) backlog: usize,
     /// Have a recorder at work beside it, on the bench's own store (PostgreSQL where `store.url`
     /// names one: its tables are filled)
     #[arg(long)]
@@ -825,4 +831,9 @@ pub(crate) enum Measure {
     Pipeline,
     /// Publish over HTTP -> accepted
     Intake,
+    /// What endpoints that hang or answer late cost the others; beside a deliverer with a fixed
+    /// window
+    Neighbours,
+    /// What a backlog for an endpoint that is away costs, and how it is delivered afterwards
+    Backlog,
 }

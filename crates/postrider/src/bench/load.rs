@@ -64,8 +64,12 @@ async fn publish(publisher: Arc<dyn Publish>, options: &cli::Bench) -> Result<()
 
 /// An event of about `size` bytes that says when it was published.
 pub(super) fn event(id: &str, size: usize) -> String {
+    event_of(TENANT, id, size)
+}
+
+fn event_of(tenant: &str, id: &str, size: usize) -> String {
     let head = format!(
-        r#"{{"id":"{id}","tenant":"{TENANT}","type":"{KIND}","status":"confirmed","data":{{{}{},"pad":""#,
+        r#"{{"id":"{id}","tenant":"{tenant}","type":"{KIND}","status":"confirmed","data":{{{}{},"pad":""#,
         sink::STAMP,
         sink::now_us()
     );
@@ -74,17 +78,22 @@ pub(super) fn event(id: &str, size: usize) -> String {
 }
 
 fn parcel(id: &str, size: usize) -> Parcel {
+    parcel_to(TENANT, id, size)
+}
+
+/// The same as a tenant's.
+pub(super) fn parcel_to(tenant: &str, id: &str, size: usize) -> Parcel {
     Parcel::json(
         Route::Events {
             routing_key: KIND.into(),
         },
         id,
-        event(id, size).into_bytes(),
+        event_of(tenant, id, size).into_bytes(),
     )
 }
 
 /// An open loop: what falls due while the window is full is published late, and counts as late.
-struct Pace {
+pub(super) struct Pace {
     tick: tokio::time::Interval,
     per_tick: f64,
     owed: f64,
@@ -92,7 +101,7 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(rate: f64) -> Self {
+    pub(super) fn new(rate: f64) -> Self {
         let step = Duration::from_millis(5);
         let tick = tokio::time::interval(step);
         Self {
@@ -104,7 +113,7 @@ impl Pace {
     }
 
     /// Resolves when the next event is due. Cancel safe.
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         if self.flat_out {
             return;
         }

@@ -45,6 +45,11 @@ impl Meter {
 }
 
 impl Reading {
+    /// CPU seconds of a process.
+    pub(super) fn cpu(&self, name: &str) -> f64 {
+        self.cpu.get(name).copied().unwrap_or(f64::NAN)
+    }
+
     /// CPU microseconds per unit of work, each process by its name.
     pub(super) fn per(&self, count: u64) -> BTreeMap<&'static str, f64> {
         let per = |cpu: &f64| (cpu * 1e7 / count as f64).round() / 10.0;

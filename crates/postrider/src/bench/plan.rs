@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use store::{Store, Stored};
 
+use super::{crowd, neighbours};
 use crate::{cli, commands::Failure, settings::Settings};
 
 /// The tenant of the bench's events.
@@ -109,23 +110,56 @@ impl Plan {
         Ok(command)
     }
 
+    /// The bench's settings for stages in this process.
+    pub(super) fn settings(&self, settings: &Settings) -> Result<Settings, Failure> {
+        let mut settings = settings.clone();
+        settings.broker.url = self.broker_url.clone();
+        settings.store.url = self.store_url.clone();
+        settings.api.listen = "127.0.0.1:0".parse().map_err(failed)?;
+        settings.ops.listen = "127.0.0.1:0".parse().map_err(failed)?;
+        settings.egress.allow = vec!["127.0.0.0/8".parse().map_err(failed)?];
+        Ok(settings)
+    }
+
     /// The subscriptions that match, each with a filter and a key as a real one would have, and
     /// those that do not.
     pub(super) async fn subscribe(&self, sink: &str, options: &cli::Bench) -> Result<(), Failure> {
-        let settings = store::Settings {
-            url: self.store_url.clone(),
-            ..store::Settings::default()
-        };
-        let store = Store::open(&settings).await.map_err(failed)?;
         let template = template(sink, options.in_flight)?;
-        for n in 0..options.fanout + options.subscriptions {
+        let all = (0..options.fanout + options.subscriptions).map(|n| {
             let mut subscription = template.clone();
-            subscription.id = event::SubscriptionId::fresh();
             if n >= options.fanout {
                 // Others of the same world: other tenants, other types.
                 subscription.tenant =
                     event::Tenant::parse(&format!("other-{}", n % 1000)).map_err(failed)?;
             }
+            Ok(subscription)
+        });
+        self.insert(all).await
+    }
+
+    /// One subscription of a tenant of its own to each of a crowd's endpoints.
+    pub(super) async fn subscribe_each(&self, endpoints: usize, port: u16) -> Result<(), Failure> {
+        let all = (0..endpoints).map(|n| {
+            let mut subscription = template(&format!("http://{}", crowd::address(n, port)), 64)?;
+            subscription.tenant = event::Tenant::parse(&neighbours::tenant(n)).map_err(failed)?;
+            subscription.delivery.timeout = neighbours::TIMEOUT;
+            Ok(subscription)
+        });
+        self.insert(all).await
+    }
+
+    async fn insert(
+        &self,
+        subscriptions: impl Iterator<Item = Result<Subscription, Failure>>,
+    ) -> Result<(), Failure> {
+        let settings = store::Settings {
+            url: self.store_url.clone(),
+            ..store::Settings::default()
+        };
+        let store = Store::open(&settings).await.map_err(failed)?;
+        for (n, subscription) in subscriptions.enumerate() {
+            let mut subscription = subscription?;
+            subscription.id = event::SubscriptionId::fresh();
             let mut random = [0; 32];
             random[..8].copy_from_slice(&(n as u64).to_le_bytes());
             let mut keys = SigningKeys::default();

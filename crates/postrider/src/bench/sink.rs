@@ -20,7 +20,7 @@ use crate::{commands::Failure, output::say};
 pub(super) const STAMP: &str = "\"at\":";
 
 /// Delays by their size: 8 buckets for each doubling of microseconds.
-struct Tally {
+pub(super) struct Tally {
     count: u64,
     buckets: Vec<u64>,
 }
@@ -35,7 +35,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    fn note(&mut self, body: &[u8]) {
+    pub(super) fn note(&mut self, body: &[u8]) {
         self.count += 1;
         let Some(at) = stamp(body) else { return };
         let delay = now_us().saturating_sub(at).max(1) as f64;
@@ -43,7 +43,11 @@ impl Tally {
         self.buckets[bucket] += 1;
     }
 
-    fn quantile_ms(&self, q: f64) -> Value {
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn quantile_ms(&self, q: f64) -> Value {
         let total: u64 = self.buckets.iter().sum();
         let mut left = (total as f64 * q).ceil();
         for (bucket, count) in self.buckets.iter().enumerate() {
