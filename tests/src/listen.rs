@@ -23,6 +23,7 @@ on_both!(
     a_killed_listener_leaves_nothing_behind,
     how_it_went_is_on_record_and_nothing_is_retried,
     what_was_not_taken_is_told_again,
+    a_replay_comes_to_a_listener_too,
 );
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -385,6 +386,31 @@ async fn what_was_not_taken_is_told_again(world: World) {
     world.call("DELETE", &path, None).await.expect(404);
     logged(&world, &sub, "canceled", 12).await;
     assert_eq!(Stream::ask(&url, None, None).await.status(), 404);
+}
+
+/// What happened before anybody listened.
+async fn a_replay_comes_to_a_listener_too(world: World) {
+    let old = world.subscribe("/old", &["*"], json!({})).await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        let event = json!({"id": format!("e{n}"), "type": "payment.paid"});
+        ids.push(world.publish(event).await);
+        world.expect(&old, &ids[n], Fate::Delivered);
+    }
+    logged(&world, &old, "delivered", 6).await;
+    let listener = Listener::start(&world, "/hook", &["--tenant", TENANT]).await;
+    let path = format!("/v1/subscriptions/{}/replay", listener.sub.id);
+    let since = json!({"since": "2020-01-01T00:00:00Z"});
+    world.call("POST", &path, Some(since)).await.expect(202);
+    let came = world.receiver.wait_for("/hook", 6).await;
+    for request in &came {
+        assert_eq!(request.header("x-postrider-purpose"), "replay");
+        assert!(verifies(request, &listener.sub.secret));
+        world.expect(&listener.sub, request.event_id(), Fate::Delivered);
+    }
+    logged(&world, &listener.sub, "delivered", 6).await;
+    listener.end().await;
+    world.finish().await;
 }
 
 #[tokio::test]

@@ -55,11 +55,18 @@ const UNDER_WAY_SECONDS: u32 = 4;
 const UNDER_WAY_MIN: u32 = 200;
 /// How often tombstones are swept.
 const TIDY: Duration = Duration::from_secs(60);
+/// How many steps of forgetting there are each time, of some hundred rows, and what each leaves to
+/// everybody else who writes.
+const FORGET_STEPS: u32 = 200;
+const FORGET_PAUSE: Duration = Duration::from_millis(10);
 /// How long a store that is away is left alone.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a job waits in a recorder's hands before others have their turn, and how long then.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 const LATER: SignedDuration = SignedDuration::from_secs(10);
+/// How long the runs of a step are its job's own: longer than it usually takes to find out whether
+/// a step was sent.
+const RUNS_TAKEN: SignedDuration = SignedDuration::from_mins(10);
 /// How long what was found out about the broker and the endpoint stands.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -135,6 +142,9 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
             if let Err(error) = parts.store.forget_resumed(now()).await {
                 warn!(%error, "what was resumed long ago could not be forgotten yet");
             }
+            if let Err(error) = forget_runs(&parts.store).await {
+                warn!(%error, "what was sent again could not be forgotten yet");
+            }
         }
         while working.len() < JOBS_MAX {
             let owner = JobId::fresh().to_string();
@@ -169,6 +179,18 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     }
     while working.join_next().await.is_some() {}
     parts.metrics.running.set(0);
+}
+
+/// Forgets the runs that nobody can begin twice any more: as many as jobs make in the time, and
+/// some more.
+async fn forget_runs(store: &Store) -> Result<(), Error> {
+    for _ in 0..FORGET_STEPS {
+        if store.forget_runs(now()).await? == 0 {
+            break;
+        }
+        sleep(FORGET_PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Begins to send what is held for subscriptions that are not paused any more. Found by looking:
@@ -366,6 +388,9 @@ impl Runner {
             }
             self.wait_for_its_turn().await?;
             let at = now();
+            let Some(step) = self.take_runs(step, at).await? else {
+                continue;
+            };
             let passed_over = std::mem::take(&mut self.skipped);
             let intent = Intent {
                 place: step.place,
@@ -383,6 +408,28 @@ impl Runner {
             self.note(&step.sends, at).await;
         }
         Ok(Sent::Yes)
+    }
+
+    /// Takes the runs of a step, and leaves those out that somebody else is about to send; `None`
+    /// where none is left. What is held is left to nobody else in any case.
+    async fn take_runs(
+        &mut self,
+        mut step: plan::Step,
+        at: Timestamp,
+    ) -> Result<Option<plan::Step>, Leave> {
+        let sends: Vec<_> = step.sends.iter().map(plan::sending).collect();
+        let until = at.saturating_add(RUNS_TAKEN).unwrap_or(at);
+        let owner = self.job.id.as_str();
+        let taken = ask!(self, self.parts.store.take_runs(owner, &sends, at, until));
+        let mut taken = taken.into_iter().zip(&sends).map(|(ours, s)| ours || s.held);
+        step.sends.retain(|_| taken.next().unwrap_or(false));
+        step.skipped += (sends.len() - step.sends.len()) as u64;
+        if step.sends.is_empty() {
+            self.skipped += step.skipped;
+            self.place = Some(step.place);
+            return Ok(None);
+        }
+        Ok(Some(step))
     }
 
     /// Tells the log that these are under way again, so that they are counted as such and nobody
@@ -600,6 +647,8 @@ impl Runner {
         };
         match stored.subscription.state {
             SubscriptionState::Active => {}
+            // Held for good: what is sent waits for its listener.
+            SubscriptionState::Paused if id.is_listener() => {}
             SubscriptionState::Paused | SubscriptionState::Disabled if resumes => {
                 return Err(Leave::Canceled("the subscription is held again"));
             }
