@@ -17,6 +17,7 @@ mod log;
 mod plans;
 mod quarantine;
 mod retention;
+mod runs;
 mod subscriptions;
 mod tokens;
 mod versions;

@@ -6,17 +6,17 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
-use broker::{Parcel, Publish, Route};
+use broker::{Parcel, Publish, PublishError, Route};
 use event::{
-    DeadLetterId, DeliveryId, Event, SubscriptionId,
+    DeadLetterId, DeliveryId, Event, EventId, SubscriptionId,
     delivery::{Bundle, DeadLetter, Item, Purpose, Recipient},
     log::LogEntry,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use service::http::Problem;
-use store::{Sight, Store};
+use store::{Sight, Store, jobs::Sending};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::answer::{Answer, conflict, not_published, store_failed};
@@ -25,6 +25,9 @@ use crate::answer::{Answer, conflict, not_published, store_failed};
 const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1800);
 /// How many letters of a bulk are on their way at once.
 const WINDOW: usize = 32;
+/// How long a run is a call's own: longer than any call takes from finding the delivery to noting
+/// that it is under way.
+const RUN_TAKEN: SignedDuration = SignedDuration::from_secs(120);
 
 /// Redrives letters, one call after the other.
 #[derive(Debug)]
@@ -125,7 +128,9 @@ impl Redrives {
             Ok(revision) => revision,
             Err(problem) => return Ok(Redriven::Stays(problem)),
         };
-        self.send(&again, revision).await?;
+        if let Err(problem) = self.send(&again, revision, now).await? {
+            return Ok(Redriven::Stays(problem));
+        }
         tracing::info!(
             dead_letter_id = %letter.id, delivery_id = %letter.delivery_id,
             event_id = %letter.event_id, "dead letter redriven"
@@ -174,9 +179,45 @@ impl Redrives {
         })
     }
 
-    /// Publishes the first delivery of a run.
-    pub(crate) async fn send(&self, again: &Again, revision: u64) -> Answer<()> {
-        self.publish(again.parcel(revision)?).await
+    /// Publishes the first delivery of a run, unless somebody else is about to: another process,
+    /// or a job.
+    pub(crate) async fn send(
+        &self,
+        again: &Again,
+        revision: u64,
+        now: Timestamp,
+    ) -> Answer<Result<(), Problem>> {
+        let parcel = again.parcel(revision)?;
+        let owner = EventId::fresh();
+        let until = now.saturating_add(RUN_TAKEN).unwrap_or(now);
+        let taken = self
+            .store
+            .take_runs(owner.as_str(), &[again.run()], now, until)
+            .await
+            .map_err(store_failed)?;
+        if taken != [true] {
+            let detail = "somebody else is sending it again at this moment";
+            return Ok(Err(conflict("under_way", detail)));
+        }
+        let publishing = self.publisher.publish(parcel);
+        let error = match tokio::time::timeout(CONFIRM_TIMEOUT, publishing).await {
+            Ok(Ok(())) => return Ok(Ok(())),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        // Of anything else the broker may have it all the same: then the run stays taken.
+        if let Some(PublishError::Blocked(_) | PublishError::Unroutable(_)) = &error {
+            let given = self
+                .store
+                .give_back_run(owner.as_str(), &again.delivery_id, again.run);
+            if let Err(error) = given.await {
+                tracing::warn!(
+                    delivery_id = %again.delivery_id, %error,
+                    "a delivery that was not sent again cannot be for two minutes"
+                );
+            }
+        }
+        Err(not_published(error.as_ref()))
     }
 
     /// Notes in the log that the delivery is under way again, so that nobody begins the same run
@@ -225,6 +266,16 @@ impl Again {
             accepted_at: letter.accepted_at,
             subscription_id: letter.subscription_id.clone(),
             run: letter.run + 1,
+        }
+    }
+
+    fn run(&self) -> Sending {
+        Sending {
+            delivery_id: self.delivery_id.clone(),
+            accepted_at: self.accepted_at,
+            run: self.run,
+            letter: None,
+            held: false,
         }
     }
 

@@ -124,7 +124,7 @@ async fn send_again(app: &App, sight: &Sight, delivery: &DeliveryRow) -> Answer<
     };
     let now = Timestamp::now();
     let revision = app.redrives.can_go(sight, &again, now).await??;
-    app.redrives.send(&again, revision).await?;
+    app.redrives.send(&again, revision, now).await??;
     app.redrives.note(&again, now).await;
     Ok(())
 }

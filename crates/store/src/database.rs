@@ -90,6 +90,7 @@ const MIGRATIONS: &[Step] = &[
     step!("0007_versions"),
     step!("0008_listening"),
     step!("0009_sizes"),
+    step!("0010_runs"),
 ];
 
 /// An open database.

@@ -30,6 +30,7 @@ mod notices;
 mod quarantine;
 mod retention;
 mod rows;
+mod runs;
 mod subscriptions;
 mod tail;
 mod time;

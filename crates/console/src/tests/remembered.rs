@@ -336,6 +336,48 @@ async fn two_retries_at_once_are_one_delivery() {
     assert_eq!(scene.api.bundles().len(), 1);
 }
 
+/// Another process on the same store and broker.
+fn beside(api: &Api) -> Api {
+    let app = router(State {
+        store: api.store.clone(),
+        feed: Feed::fixed(Snapshot::default()),
+        publisher: api.taker.clone(),
+        access: Arc::new(Access::new(Some(ADMIN.into()), api.store.clone(), true)),
+        rules: TargetRules::default(),
+        dialects: Arc::new(Dialects::builtin()),
+        archive: event::log::Archive::Full,
+        stop: tokio_util::sync::CancellationToken::new(),
+    });
+    Api {
+        app,
+        store: api.store.clone(),
+        taker: api.taker.clone(),
+        _folder: TempDir::new().unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn two_processes_that_are_asked_at_once_send_it_once() {
+    let scene = scene().await;
+    let other = beside(&scene.api);
+    for n in 0..20 {
+        let event = paid(&format!("e{n}"), "a");
+        let (_, path) = scene.delivery(event, DeliveryState::Delivered).await;
+        let retry = format!("{path}/retry");
+        let (one, two) = tokio::join!(
+            scene.api.admin("POST", &retry, None),
+            other.admin("POST", &retry, None)
+        );
+        let (won, lost) = match one.status.as_u16() {
+            202 => (one, two),
+            _ => (two, one),
+        };
+        won.expect(202);
+        lost.problem(409, "under_way");
+        assert_eq!(scene.api.bundles().len(), n + 1);
+    }
+}
+
 #[tokio::test]
 async fn what_has_not_ended_or_cannot_arrive_is_not_sent_again() {
     let scene = scene().await;

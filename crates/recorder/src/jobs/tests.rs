@@ -249,11 +249,16 @@ impl House {
     }
 
     async fn job(&self, kind: JobKind, rate: u32) -> JobId {
+        let to = Some(self.subscription.clone());
+        self.job_to(to, kind, rate).await
+    }
+
+    async fn job_to(&self, to: Option<SubscriptionId>, kind: JobKind, rate: u32) -> JobId {
         let job = Job {
             id: JobId::fresh(),
             tenant: Some(tenant()),
             kind,
-            subscription_id: Some(self.subscription.clone()),
+            subscription_id: to,
             filter: JobFilter {
                 until: Some(now()),
                 ..Default::default()
@@ -419,6 +424,56 @@ async fn two_recorders_send_each_once() {
     let (_one, _other) = (house.recorder(None), house.recorder(None));
     house.done(&id).await;
     house.each_once(40, 1).await;
+}
+
+/// Two jobs that found the same dead letters, in two recorders: one sends each, the other passes
+/// it over.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_overlap_send_each_once() {
+    let house = House::new().await;
+    house.dead(300).await;
+    let jobs = [
+        house.job(JobKind::Redrive, 1000).await,
+        house.job_to(None, JobKind::Redrive, 1000).await,
+    ];
+    let _deliverer = house.deliverer().await;
+    let _recorders = [house.recorder(None), house.recorder(None)];
+    let [one, other] = [house.done(&jobs[0]).await, house.done(&jobs[1]).await];
+    house.each_once(300, 1).await;
+    assert_eq!(one.done + other.done, 300, "{one:?} {other:?}");
+    assert_eq!(house.listed().await, 0);
+}
+
+/// What a call sends at this moment is passed over by a job.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_is_about_to_send_is_skipped() {
+    let house = House::new().await;
+    let letters = house.dead(3).await;
+    let theirs = store::jobs::Sending {
+        delivery_id: letters[1].delivery_id.clone(),
+        accepted_at: letters[1].accepted_at,
+        run: 1,
+        letter: None,
+        held: false,
+    };
+    let until = now() + SignedDuration::from_mins(1);
+    let theirs = [theirs];
+    let taken = house.store.take_runs("a call", &theirs, now(), until);
+    assert_eq!(taken.await.unwrap(), [true]);
+    let id = house.job(JobKind::Redrive, 1000).await;
+    let _deliverer = house.deliverer().await;
+    let _recorder = house.recorder(None);
+    let job = house.done(&id).await;
+    assert_eq!((job.done, job.skipped), (2, 1), "{job:?}");
+    assert_eq!(house.listed().await, 1, "that is the call's to end");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while house.arrived.lock().unwrap().len() < 2 {
+        assert!(Instant::now() < deadline, "{:?}", house.arrived);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let arrived = house.arrived.lock().unwrap().clone();
+    let arrived: Vec<_> = arrived.into_keys().map(|(event, _)| event).collect();
+    assert_eq!(arrived, ["e000", "e002"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
