@@ -17,7 +17,6 @@ use event::{
     admission::{self, Envelope},
     filter::{Filter, Stopped},
     reason::{DeadReason, DeliveryState},
-    secret::names_a_secret,
     subscription::{Ordering, SubscriptionState, View},
     target::TargetRules,
 };
@@ -319,12 +318,12 @@ fn write(
         .map(|name| (name.to_ascii_lowercase(), MASK.to_owned()))
         .collect();
     let ours = [
-        ("content-type".to_owned(), written.content_type.into_owned()),
+        ("content-type".to_owned(), written.content_type.to_string()),
         ("webhook-id".to_owned(), event.id.as_str().to_owned()),
     ];
-    for (name, value) in written.headers.into_iter().chain(ours) {
+    for (name, value) in written.headers.iter().cloned().chain(ours) {
         let name = name.to_ascii_lowercase();
-        let value = if names_a_secret(&name) {
+        let value = if written.is_secret(&name) {
             MASK.to_owned()
         } else {
             value

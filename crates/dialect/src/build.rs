@@ -13,7 +13,7 @@ use crate::{
     Policy,
     example::Example,
     file::{self, File, FileFault, Of, Origin, Parameter, Text},
-    spoken::{Body, Content, Dialect, Meaning, Refused, VIEWS, Word},
+    spoken::{Body, Content, Dialect, Header, Meaning, Refused, VIEWS, Word},
     template::{BadTemplate, Engine},
 };
 
@@ -255,7 +255,7 @@ impl Maker<'_> {
         Cow::Owned(text.get_ref().clone())
     }
 
-    fn headers(&mut self, prefix: &str, headers: &BTreeMap<Text, Text>) -> Vec<(String, String)> {
+    fn headers(&mut self, prefix: &str, headers: &BTreeMap<Text, Text>) -> Vec<Header> {
         let mut made = Vec::with_capacity(headers.len());
         for (name, value) in headers {
             let text = name.get_ref();
@@ -273,7 +273,11 @@ impl Maker<'_> {
             }
             let key = format!("{prefix}:{text}");
             self.template(&key, value);
-            made.push((text.clone(), key));
+            made.push(Header {
+                name: text.clone(),
+                template: key,
+                of_subscriber: value.get_ref().contains("attributes"),
+            });
         }
         made
     }

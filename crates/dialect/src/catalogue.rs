@@ -181,7 +181,7 @@ impl Dialects {
                 .map(|(name, parameter)| parameter_info(name, parameter, &all))
                 .collect(),
             attributes: dialect.attributes.clone(),
-            headers: headers.map(|(name, _)| name.clone()).collect(),
+            headers: headers.map(|header| header.name.clone()).collect(),
             delivery: DeliveryInfo {
                 timeout: humantime::format_duration(dialect.delivery.timeout).to_string(),
                 retry: dialect.delivery.retry.clone(),

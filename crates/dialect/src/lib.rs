@@ -11,6 +11,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 use bytes::Bytes;
 use event::{
     Event, Fault, Subscription,
+    secret::names_a_secret,
     subscription::{
         View,
         words::{Canonical, Vocabulary, Words},
@@ -100,8 +101,19 @@ pub struct Rendered {
     pub content_type: Cow<'static, str>,
     /// Headers of the dialect's own. They never carry a signature.
     pub headers: Vec<(String, String)>,
+    /// Those of them that are made of the subscription's attributes.
+    of_subscriber: Vec<String>,
     /// Which view the body holds: not the wanted one where the event lacks it.
     pub view_sent: View,
+}
+
+impl Rendered {
+    /// Whether the value of this header is nobody's to see but the subscriber's: by where it is
+    /// from, or, where that does not tell, by its name.
+    pub fn is_secret(&self, name: &str) -> bool {
+        let is = |own: &String| own.eq_ignore_ascii_case(name);
+        names_a_secret(name) || self.of_subscriber.iter().any(is)
+    }
 }
 
 /// Why a delivery cannot be written. Trying again cannot help: the event and the subscription are

@@ -1,7 +1,7 @@
 //! The request that a delivery is: its body in the dialect, its headers, its signature. Whoever
 //! sends it, or hands it to somebody who does, gets it from here.
 
-use event::{Event, Subscription, delivery::Purpose, secret::names_a_secret};
+use event::{Event, Subscription, delivery::Purpose};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 
@@ -48,7 +48,7 @@ impl Writing<'_> {
         let mut set = |name: HeaderName, value: &str| {
             let mut value = HeaderValue::from_str(value)
                 .map_err(|_| format!("the value of header {name} cannot be sent"))?;
-            value.set_sensitive(names_a_secret(name.as_str()));
+            value.set_sensitive(rendered.is_secret(name.as_str()));
             headers.insert(name, value);
             Ok::<_, String>(())
         };

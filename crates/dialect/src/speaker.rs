@@ -222,7 +222,9 @@ impl Speaker {
         let mut headers = Vec::new();
         let templates = self.dialect.headers.iter().chain(&body.headers);
         let mut seen = scope;
-        for (name, template) in templates {
+        let mut of_subscriber = Vec::new();
+        for header in templates {
+            let (name, template) = (&header.name, &header.template);
             let scope = seen
                 .get_or_insert_with(|| self.scope(said, event, &view))
                 .clone();
@@ -231,12 +233,14 @@ impl Speaker {
                 .map_err(|detail| failed(&format!("header {name}"), detail))?;
             if !value.is_empty() {
                 headers.push((name.clone(), value));
+                of_subscriber.extend(header.of_subscriber.then(|| name.clone()));
             }
         }
         Ok(Rendered {
             body: bytes.into(),
             content_type: body.content_type.clone(),
             headers,
+            of_subscriber,
             view_sent,
         })
     }

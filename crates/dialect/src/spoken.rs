@@ -38,7 +38,7 @@ pub(crate) struct Dialect {
     pub(crate) refused: Vec<Refused>,
     pub(crate) bodies: Vec<Body>,
     /// Sent with every delivery, besides those of the body.
-    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<Header>,
     pub(crate) engine: Engine,
     pub(crate) delivery: DeliverySpec,
     pub(crate) https: bool,
@@ -80,14 +80,23 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
+/// A header of a dialect's own.
+#[derive(Debug)]
+pub(crate) struct Header {
+    pub(crate) name: String,
+    /// The name of the template of its value.
+    pub(crate) template: String,
+    /// Whether what a subscriber gave us goes into it: that is theirs to know, whatever its name.
+    pub(crate) of_subscriber: bool,
+}
+
 /// How a body is written.
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) name: String,
     pub(crate) content: Content,
     pub(crate) content_type: Cow<'static, str>,
-    /// Each header's name and the template of its value.
-    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<Header>,
 }
 
 /// Where a body comes from.

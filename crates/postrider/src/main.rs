@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("postrider: {failure}");
+            eprintln!("postrider: {}", output::lines(&failure.to_string()));
             failure.exit_code()
         }
     }

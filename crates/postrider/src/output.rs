@@ -7,6 +7,7 @@ use std::{
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::Value;
+use service::telemetry::neutral;
 
 use crate::cli::Format;
 
@@ -47,7 +48,7 @@ pub(crate) fn try_text(text: &[u8]) -> std::io::Result<()> {
 /// Prints a list answer, `{"items": […], "cursor": …}`.
 pub(crate) fn list(answer: &Value, columns: &[Column], format: Format) {
     if format == Format::Json {
-        say!("{answer:#}");
+        say!("{}", lines(&format!("{answer:#}")));
         return;
     }
     let items = answer["items"]
@@ -79,11 +80,11 @@ pub(crate) fn one(answer: &Value, format: Format) {
         Some(fields) if format == Format::Table => {
             let mut table = plain_table();
             for (name, value) in fields {
-                table.add_row([name.clone(), cell(Some(value))]);
+                table.add_row([visible(name), cell(Some(value))]);
             }
             say!("{table}");
         }
-        _ => say!("{answer:#}"),
+        _ => say!("{}", lines(&format!("{answer:#}"))),
     }
 }
 
@@ -106,13 +107,42 @@ fn cell(value: Option<&Value>) -> String {
             .map(visible)
             .collect::<Vec<_>>()
             .join(","),
-        Some(other) => other.to_string(),
+        Some(other) => visible(&other.to_string()),
     }
 }
 
 /// What came from a stranger must not steer the terminal.
 pub(crate) fn visible(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    neutral(text).into_owned()
+}
+
+/// The same of several lines. Within JSON it is the same text, escaped.
+pub(crate) fn lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(visible).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn t17_what_a_stranger_wrote_steers_no_terminal() {
+        let hostile = "a\u{1b}[2Jb\r\n\u{9b}31m\u{202e}c\u{2028}";
+        let value = json!({"name": hostile, "list": [hostile, [hostile]], hostile: 1});
+        let harmless = |text: &str| {
+            let bad = |c: char| c.is_control() || "\u{202e}\u{2028}".contains(c);
+            assert!(!text.contains(bad), "{text:?}");
+        };
+        harmless(&cell(value.pointer("/name")));
+        harmless(&cell(value.pointer("/list")));
+        harmless(&cell(Some(&value)));
+        harmless(&cell(Some(&json!([hostile]))));
+        let pretty = lines(&format!("{value:#}"));
+        harmless(&pretty.replace('\n', ""));
+        let read: Value = serde_json::from_str(&pretty).expect("still JSON");
+        assert_eq!(read, value, "and still the same");
+    }
 }
