@@ -306,3 +306,57 @@ async fn an_address_in_use_is_named_with_its_key() {
         "{error}"
     );
 }
+
+/// Tells when it is dropped.
+struct Told(tokio::sync::mpsc::UnboundedSender<()>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.send(()).ok();
+    }
+}
+
+/// An answer that says something every 20 ms, without an end.
+fn endless(over: tokio::sync::mpsc::UnboundedSender<()>) -> axum::response::Response {
+    let pieces = futures_util::stream::unfold(Told(over), |told| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Some((Ok::<_, std::convert::Infallible>(vec![b'x'; 64 * 1024]), told))
+    });
+    let mut answer = Body::from_stream(pieces).into_response();
+    answer.extensions_mut().insert(super::Endless);
+    answer
+}
+
+#[tokio::test]
+async fn an_endless_answer_lasts_while_its_client_takes_it() {
+    let limits = Limits {
+        header_timeout: Duration::from_millis(200),
+        idle_timeout: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (over, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let app = Router::new().route("/endless", get(async move || endless(over.clone())));
+    tokio::spawn(serve(listener, app, limits, CancellationToken::new()));
+    let open = async || {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        stream
+    };
+    // Taken for longer than the idle time.
+    let mut reader = open().await;
+    let begun = std::time::Instant::now();
+    let mut buffer = vec![0; 64 * 1024];
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_ne!(reader.read(&mut buffer).await.unwrap(), 0);
+    }
+    assert!(ended.try_recv().is_err(), "it goes on");
+    drop(reader);
+    ended.recv().await.unwrap();
+    // Not taken at all: cut off, once what lies in between is full.
+    let _idle = open().await;
+    let cut = tokio::time::timeout(Duration::from_secs(60), ended.recv()).await;
+    cut.expect("it is not cut off").unwrap();
+}
