@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::world::{Kind, World};
 
+mod crowds;
 mod names;
 mod receivers;
 mod urls;

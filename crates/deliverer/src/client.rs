@@ -45,8 +45,9 @@ pub(crate) use timing::micros;
 
 /// More response headers than that are refused.
 const HEADERS_MAX: usize = 64;
-/// More of a response is never buffered, so a header block cannot be larger.
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// A larger header block is refused: by the HTTP stack as soon as so much of one has been buffered
+/// (which can be one read more), or by us when it is whole.
+const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Idle connections kept to one host.
 const IDLE_PER_HOST_MAX: usize = 256;
 /// Names whose TLS sessions are remembered, to be resumed.
@@ -126,7 +127,7 @@ impl Client {
             egress.address_max,
         );
         let http = legacy::Client::builder(TokioExecutor::new())
-            .http1_max_buf_size(BUFFER_BYTES_MAX)
+            .http1_max_buf_size(HEADER_BYTES_MAX)
             .http1_max_headers(HEADERS_MAX)
             .pool_idle_timeout(settings.idle_timeout)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
@@ -199,7 +200,10 @@ impl Client {
         let request = request.ok_or_else(|| Failed::So(Box::new(not_allowed())))?;
         let sent = timeout_at(deadline, marks.on(self.http.request(request))).await;
         let failed = match sent {
-            Ok(Ok(response)) => return Ok(response),
+            Ok(Ok(response)) if header_bytes(response.headers()) <= HEADER_BYTES_MAX => {
+                return Ok(response);
+            }
+            Ok(Ok(_)) => fault::headers_too_large(),
             Ok(Err(error)) => match dial::find::<DialError>(&error) {
                 Some(DialError::Crowded) => return Err(Failed::Crowded),
                 _ => fault::outcome(&error),
@@ -367,6 +371,15 @@ async fn document(response: Response<Incoming>, bytes_max: usize) -> (Outcome, V
         body.extend_from_slice(&chunk);
     };
     (failed, Vec::new())
+}
+
+/// How large a header block is, as it came over the wire.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    let bytes = |(name, value): (&http::HeaderName, &HeaderValue)| {
+        // A colon, a space, and the end of the line.
+        name.as_str().len() + value.len() + 4
+    };
+    headers.iter().map(bytes).sum()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<String> {

@@ -43,6 +43,7 @@ const NET: Net<'_> = Net {
     ],
     hosts: "127.0.0.1 d11.example.com\n93.184.216.34 d11-public.example.com",
     resolver: "nameserver 127.0.0.1\nsearch corp.test\noptions timeout:1 attempts:1",
+    environment: &[],
 };
 
 fn ip(text: &str) -> IpAddr {

@@ -380,6 +380,7 @@ const NET: Net<'_> = Net {
     ],
     hosts: "",
     resolver: "nameserver 127.0.0.1\noptions timeout:1 attempts:1",
+    environment: &[],
 };
 
 #[test]

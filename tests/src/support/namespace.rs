@@ -16,12 +16,14 @@ pub(crate) struct Net<'a> {
     pub(crate) hosts: &'a str,
     /// `/etc/resolv.conf`.
     pub(crate) resolver: &'a str,
+    /// Variables of the environment.
+    pub(crate) environment: &'a [(&'a str, &'a str)],
 }
 
 /// Runs `body` inside. `name` is the test's own, with its path.
 pub(crate) fn run<F: Future<Output = ()>>(name: &str, net: &Net<'_>, body: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_none() {
-        return again(name);
+        return again(name, net);
     }
     set_up(net);
     tokio::runtime::Builder::new_multi_thread()
@@ -32,12 +34,13 @@ pub(crate) fn run<F: Future<Output = ()>>(name: &str, net: &Net<'_>, body: impl 
         .block_on(body());
 }
 
-fn again(name: &str) {
+fn again(name: &str, net: &Net<'_>) {
     let test = std::env::current_exe().expect("a running program has a path");
     let output = Command::new("unshare")
         .args(["--map-root-user", "--net", "--mount", "--kill-child", "--"])
         .arg(test)
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .envs(net.environment.iter().copied())
         .env(INSIDE, "1")
         .stdin(Stdio::null())
         .output()

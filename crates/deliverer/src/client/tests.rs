@@ -308,6 +308,17 @@ async fn r09_r10_a_header_block_that_is_too_large_is_refused() {
         None,
         Some(AttemptError::HeadersTooLarge),
     );
+    for (bytes, error) in [
+        (32_700, None),
+        (32_800, Some(AttemptError::HeadersTooLarge)),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\nx-a: {}\r\n\r\n", "a".repeat(bytes));
+        check(
+            &post(&answering(head).await).await,
+            error.is_none().then_some(200),
+            error,
+        );
+    }
     let longer = format!("HTTP/1.1 200 OK\r\nx-a: {}\r\n\r\n", "a".repeat(1_000_000));
     check(
         &post(&answering(longer).await).await,
@@ -516,6 +527,39 @@ async fn a_literal_that_is_not_permitted_is_never_dialled() {
         let outcome = guarded.attempt(to(&format!("http://{host}:{port}/"))).await;
         check(&outcome, None, Some(AttemptError::TargetNotAllowed));
         assert!(!outcome.detail.contains("127"), "{}", outcome.detail);
+    }
+    assert!(server.requests.try_recv().is_err(), "it was dialled");
+}
+
+#[tokio::test]
+async fn u01_to_u24_every_literal_is_judged_where_it_would_be_dialled() {
+    let mut server = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let guarded = Client::new(&Settings::default(), &Egress::default()).expect("a client");
+    let port = server.address.port();
+    for host in [
+        "0x7f.1",
+        "017700000001",
+        "127.0.0.1.",
+        "①②⑦.⓪.⓪.①",
+        "%31%32%37.0.0.1",
+        "169.254.169.254",
+        "10.0.0.1",
+        "100.64.0.1",
+        "255.255.255.255",
+        "[::]",
+        "[::ffff:0.0.0.0]",
+        "[::127.0.0.1]",
+        "[::ffff:0:7f00:1]",
+        "[64:ff9b::7f00:1]",
+        "[64:ff9b:1::a9fe:a9fe]",
+        "[2002:7f00:1::]",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "localhost",
+        "LOCALHOST.",
+    ] {
+        let outcome = guarded.attempt(to(&format!("http://{host}:{port}/"))).await;
+        check(&outcome, None, Some(AttemptError::TargetNotAllowed));
     }
     assert!(server.requests.try_recv().is_err(), "it was dialled");
 }
