@@ -77,7 +77,7 @@ struct Rabbit {
 
 /// Starts the supervisor and the publisher's lanes; they connect in the background.
 pub(crate) fn open(settings: &Settings) -> Result<impl Backend + use<>, OpenError> {
-    let target = Target::of(settings)?;
+    let targets = Target::all(settings)?;
     let shared = Arc::new(Shared {
         status: watch::Sender::default(),
         link: watch::Sender::default(),
@@ -86,7 +86,7 @@ pub(crate) fn open(settings: &Settings) -> Result<impl Backend + use<>, OpenErro
         tasks: TaskTracker::new(),
         user: settings.identify.then(|| settings.user()).flatten(),
     });
-    tokio::spawn(reconnect::supervise(target, shared.clone()));
+    tokio::spawn(reconnect::supervise(targets, shared.clone()));
     let life = Arc::new(Life(shared));
     let publisher = Arc::new(Publisher::start(&life));
     Ok(Rabbit { life, publisher })

@@ -6,18 +6,19 @@ use std::{fmt, path::PathBuf, time::Duration};
 #[derive(Clone, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `embedded://PATH` (a folder) or `amqp(s)://user:password@host:port/vhost`. A secret.
+    /// `embedded://PATH` (a folder) or `amqp(s)://user:password@host:port/vhost`; the nodes of a
+    /// cluster as `host:port,host:port`. A secret.
     pub url: String,
     /// A PEM file with the authorities to trust for `amqps`, besides the system's.
     pub ca_file: Option<PathBuf>,
     /// AMQP heartbeat; 5 s to 60 s.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// Embedded only, and only for tests: how many messages each queue takes, instead of the
     /// RabbitMQ only: whether events are published with our user's name as `user-id`, which the
     /// broker holds against the connection.
     #[serde(skip)]
     pub identify: bool,
+    /// Embedded only, and only for tests: how many messages each queue takes, instead of the
     /// topology's number.
     #[serde(skip)]
     pub queue_max: Option<u64>,
@@ -29,8 +30,8 @@ impl Default for Settings {
             url: "embedded://./postrider-data".into(),
             ca_file: None,
             heartbeat: Duration::from_secs(10),
-            queue_max: None,
             identify: false,
+            queue_max: None,
         }
     }
 }
@@ -77,13 +78,13 @@ pub(crate) enum Address {
 }
 
 impl Settings {
-    /// Which broker the settings name, or what is wrong with them.
     /// The user that we are on RabbitMQ.
     pub fn user(&self) -> Option<String> {
         let targets = crate::rabbit::target::Target::all(self).ok()?;
         targets.first().map(|target| target.user().to_owned())
     }
 
+    /// Which broker the settings name, or what is wrong with them.
     pub(crate) fn address(&self) -> Result<Address, OpenError> {
         if let Some(path) = self.url.strip_prefix("embedded://") {
             if path.is_empty() {

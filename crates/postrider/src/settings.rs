@@ -1,6 +1,7 @@
 //! Every setting of the process: the sections of the stages side by side, and the table of keys
 //! that `config show` and `docs/configuration.md` are made from.
 
+use event::target::Own;
 use secrecy::{ExposeSecret, SecretString};
 use service::settings::{Effective, Fault, Key, Kind, Loaded, Refused, Sources};
 
@@ -16,8 +17,8 @@ pub(crate) struct Settings {
     pub(crate) broker: broker::Settings,
     pub(crate) store: store::Settings,
     pub(crate) router: router::Settings,
-    pub(crate) dedup: store::dedup::Settings,
     pub(crate) publishers: router::Publishers,
+    pub(crate) dedup: store::dedup::Settings,
     pub(crate) recorder: Recorder,
     pub(crate) retention: recorder::Retention,
     pub(crate) delivery: deliverer::Settings,
@@ -48,6 +49,27 @@ impl Settings {
             .admin_token
             .as_ref()
             .map(ExposeSecret::expose_secret)
+    }
+
+    /// Where deliveries may go: what is written, and never to ourselves.
+    pub(crate) fn egress(&self) -> deliverer::Egress {
+        let mut egress = self.egress.clone();
+        for listen in [self.api.listen, self.ops.listen] {
+            egress.own.push(Own::Address(listen.ip(), listen.port()));
+        }
+        // A broker answers HTTP on ports of its own, too.
+        let broker: [u16; 4] = [5671, 5672, 15671, 15672];
+        let store = self.store().url;
+        for (url, ports) in [(&self.broker.url, &broker[..]), (&store, &[5432])] {
+            let Ok(url) = url::Url::parse(url) else {
+                continue;
+            };
+            for port in ports.iter().copied().chain(url.port()) {
+                let host = url.host_str().unwrap_or_default();
+                egress.own.extend(Own::at(host, port));
+            }
+        }
+        egress
     }
 
     /// The store's settings, with its default place: the embedded broker's folder.
@@ -89,6 +111,7 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
         .chain(settings.dedup.faults())
         .chain(settings.retention.faults())
         .chain(settings.delivery.faults())
+        .chain(settings.egress.faults())
         .chain(settings.api.faults())
         .chain(settings.log.faults())
     {
@@ -97,7 +120,14 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
     for (key, message) in deliverer::settings::loader_faults(&settings.loaders) {
         faults.push(loaded.fault(&key, message));
     }
+    for (key, message) in settings.publishers.faults() {
+        faults.push(loaded.fault(&key, message));
+    }
     let url = &settings.broker.url;
+    if !settings.publishers.is_empty() && url.starts_with("embedded://") {
+        let message = "the embedded broker has no users to tell apart; broker.url must be amqp";
+        faults.push(loaded.fault("publishers", message));
+    }
     if !["embedded://", "amqp://", "amqps://"]
         .iter()
         .any(|scheme| url.starts_with(scheme))
@@ -120,14 +150,7 @@ fn judge(loaded: &Loaded<Settings>) -> Vec<Fault> {
 
 /// Every line of `config show`.
 pub(crate) fn effective(loaded: &Loaded<Settings>) -> &[Effective] {
-    for (key, message) in settings.publishers.faults() {
-        faults.push(loaded.fault(&key, message));
-    }
     loaded.effective()
-    if !settings.publishers.is_empty() && url.starts_with("embedded://") {
-        let message = "the embedded broker has no users to tell apart; broker.url must be amqp";
-        faults.push(loaded.fault("publishers", message));
-    }
 }
 
 const fn key(path: &'static str, default: &'static str, help: &'static str) -> Key {
@@ -175,29 +198,6 @@ pub(crate) const KEYS: &[Key] = &[
         "Open connections; more wait to be accepted.",
     ),
     key(
-        "ops.listen",
-        "127.0.0.1:9090",
-        "Where `/metrics`, `/healthz` and `/readyz` listen.",
-    ),
-    secret(
-        "auth.admin_token",
-        "A bootstrap token with scope admin, at least 16 characters. Without it, and with no token in the store, the API answers on loopback only, unauthenticated.",
-    ),
-    url(
-        "broker.url",
-        "embedded://./postrider-data",
-        "`embedded://FOLDER`, or `amqp(s)://user:password@host:port/vhost` for RabbitMQ.",
-    ),
-    key(
-        "broker.ca_file",
-        "",
-        "A PEM file with authorities to trust for `amqps`, besides the system's.",
-    ),
-    key("broker.heartbeat", "10s", "AMQP heartbeat, 5 s to 60 s."),
-    url(
-        "store.url",
-        "",
-    key(
         "api.connections_per_client_max",
         "512",
         "Open connections from one address, trusted proxies apart; one more is closed at once.",
@@ -217,11 +217,39 @@ pub(crate) const KEYS: &[Key] = &[
         "",
         "Networks of the proxies in front, such as `10.0.0.0/8`: only what they add to `X-Forwarded-For` is believed. Empty: the address is the connection's own.",
     ),
+    key(
+        "ops.listen",
+        "127.0.0.1:9090",
+        "Where `/metrics`, `/healthz` and `/readyz` listen.",
+    ),
+    secret(
+        "auth.admin_token",
+        "A bootstrap token with scope admin, at least 16 characters. Without it, and with no token in the store, the API answers on loopback only, unauthenticated.",
+    ),
+    url(
+        "broker.url",
+        "embedded://./postrider-data",
+        "`embedded://FOLDER`, or `amqp(s)://user:password@host:port/vhost` for RabbitMQ; the nodes of a cluster as `host:port,host:port`.",
+    ),
+    key(
+        "broker.ca_file",
+        "",
+        "A PEM file with authorities to trust for `amqps`, besides the system's.",
+    ),
+    key("broker.heartbeat", "10s", "AMQP heartbeat, 5 s to 60 s."),
+    url(
+        "store.url",
+        "",
         "`sqlite://PATH` or `postgres://…`; by default `postrider.db` in the broker's folder.",
     ),
     secret(
         "store.encryption_key",
         "32 bytes in base64 that encrypt signing keys and header values at rest. By default a key file beside the SQLite database, or a key kept in PostgreSQL (with a warning).",
+    ),
+    key(
+        "publishers.*",
+        "",
+        "The tenants that this user of RabbitMQ may publish events for, such as `salon-*`; see [security.md](security.md#tenants-and-tokens). With any user named, a message needs a `user-id`, which the broker validates; others go to quarantine. Every process needs the same.",
     ),
     key(
         "router.bundle_max",
@@ -246,11 +274,6 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         "recorder.archive",
         "full",
-    key(
-        "publishers.*",
-        "",
-        "The tenants that this user of RabbitMQ may publish events for, such as `salon-*`; see [security.md](security.md#tenants-and-tokens). With any user named, a message needs a `user-id`, which the broker validates; others go to quarantine. Every process needs the same.",
-    ),
         "What is remembered of events and deliveries: `full`, `headers` (no payloads), or `off`. Dead letters and quarantine are kept in any case.",
     ),
     key(
@@ -327,6 +350,16 @@ pub(crate) const KEYS: &[Key] = &[
         "egress.allow",
         "",
         "Networks exempt from the address guard, such as `127.0.0.0/8` for local trials. Empty: no address inside your network is dialled.",
+    ),
+    key(
+        "egress.deny",
+        "",
+        "Networks, addresses, names and `*.NAME`s that are no targets, whatever `egress.allow` says: what this installation is reached by from outside. Its own listeners, broker and store as the settings name them are no targets in any case.",
+    ),
+    key(
+        "egress.address_max",
+        "50",
+        "Attempts under way at once from this process to one address, over all subscriptions, 1 to 10000; what comes on top waits on the retry ladder. Addresses in `egress.allow` are yours and are not counted.",
     ),
     key(
         "egress.require_https",

@@ -284,7 +284,7 @@ impl Task {
 
     async fn on_link(
         &self,
-        up: &Link,
+        up: &Arc<Link>,
         commands: &mut mpsc::UnboundedReceiver<Command>,
         link: &mut watch::Receiver<Option<Arc<Link>>>,
     ) -> Ended {
@@ -299,7 +299,7 @@ impl Task {
                 self.current.store(number, Ordering::Release);
                 let subscription = Subscription {
                     task: self,
-                    generation: up.generation,
+                    up: up.clone(),
                     number,
                     channel,
                     acks: Acks::new(self.prefetch),
@@ -341,11 +341,20 @@ impl Task {
     }
 }
 
+/// Whether a message came to quarantine by the alternate exchange: it was published to an exchange
+/// of ours that has lost a binding.
+fn unroutable(queue: &str, exchange: &str) -> bool {
+    let ours = |one: &topology::Exchange| one.name == exchange;
+    queue == topology::QUARANTINE
+        && exchange != topology::QUARANTINE
+        && topology::EXCHANGES.iter().any(ours)
+}
+
 /// One channel's life.
 struct Subscription<'a> {
     task: &'a Task,
     /// The link it is on.
-    generation: u64,
+    up: Arc<Link>,
     number: u64,
     channel: Channel,
     acks: Acks,
@@ -437,7 +446,7 @@ impl Subscription<'_> {
                 },
                 changed = link.changed() => {
                     // The next link may be there before this task saw that the last one went.
-                    let lives = |up: &Arc<Link>| up.generation == self.generation;
+                    let lives = |up: &Arc<Link>| up.generation == self.up.generation;
                     if changed.is_err() || !link.borrow().as_ref().is_some_and(lives) {
                         return Ended::Broken;
                     }
@@ -452,6 +461,11 @@ impl Subscription<'_> {
     fn take(&mut self, delivery: Delivery) {
         let tag = delivery.delivery_tag;
         self.acks.delivered(tag);
+        if unroutable(self.task.queue, delivery.exchange.as_str()) {
+            let (up, exchange) = (self.up.clone(), delivery.exchange.to_string());
+            let mending = async move { up.bind_again(&exchange).await };
+            self.task.shared.tasks.spawn(mending);
+        }
         let incoming = Incoming::of(delivery);
         if let (Some(publisher), Some(due)) = (&self.task.ladder, incoming.due())
             && let Step::Wait(_) = ladder::step(remaining(due, SystemTime::now()))

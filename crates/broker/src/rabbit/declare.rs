@@ -548,13 +548,15 @@ async fn connect(settings: &Settings) -> Result<Connection, OpenError> {
         let why = "the embedded broker has no topology to declare or check: it is made when opened";
         return Err(OpenError::Other(why.into()));
     }
-    let target = Target::of(settings)?;
-    link::connect(&target, "postrider topology")
-        .await
-        .map_err(|error| match error {
-            ConnectError::Declare(error) => other(error),
-            error => OpenError::Other(format!("broker {}: {error}", target.place())),
-        })
+    let mut away = Vec::new();
+    for target in Target::all(settings)? {
+        match link::connect(&target, "postrider topology").await {
+            Ok(connection) => return Ok(connection),
+            Err(ConnectError::Declare(error)) => return Err(other(error)),
+            Err(error) => away.push(format!("broker {}: {error}", target.place())),
+        }
+    }
+    Err(OpenError::Other(away.join("; ")))
 }
 
 async fn close(connection: &Connection) {

@@ -69,10 +69,23 @@ impl Link {
         self.publish.status().connected() && self.consume.status().connected()
     }
 
+    /// Declares the topology again, because a message found no queue behind an exchange of ours.
+    pub(super) async fn bind_again(&self, exchange: &str) {
+        if self.mended.lock().await.is_some_and(recently) {
+            return;
+        }
+        tracing::error!(
+            exchange,
+            "a message found no queue and is in quarantine: a binding is gone, all are declared \
+             again; release from quarantine what is there for want of a route"
+        );
+        self.mend().await;
+    }
+
     /// Declares the topology again, for a queue or an exchange that somebody deleted.
     pub(super) async fn mend(&self) {
         let mut mended = self.mended.lock().await;
-        if mended.is_some_and(|at| at.elapsed() < MEND_PAUSE) {
+        if mended.is_some_and(recently) {
             return;
         }
         if let Err(error) = declare::all(&self.consume).await {
@@ -116,6 +129,10 @@ impl Link {
             _ = tokio::time::timeout(MEND_PAUSE, connection.close(200, "closing".into())).await;
         }
     }
+}
+
+fn recently(at: Instant) -> bool {
+    at.elapsed() < MEND_PAUSE
 }
 
 pub(super) async fn connect(target: &Target, name: &str) -> Result<Connection, ConnectError> {

@@ -27,19 +27,26 @@ fn pauses() -> ExponentialBackoff {
         .build()
 }
 
-/// Runs until the broker is closed.
-pub(super) async fn supervise(target: Target, shared: Arc<Shared>) {
-    let place = target.place();
+/// Runs until the broker is closed. Of several nodes, the next one is tried when one fails.
+pub(super) async fn supervise(targets: Vec<Target>, shared: Arc<Shared>) {
     let mut pauses = pauses();
     let mut first = true;
+    // Processes begin at different nodes, so that not all of them are one node's.
+    let mut turn = std::process::id() as usize;
+    let mut failed = 0;
     while !shared.closed.is_cancelled() {
+        let Some(target) = targets.get(turn % targets.len().max(1)) else {
+            break;
+        };
+        let place = target.place();
         let connecting = tokio::select! {
             () = shared.closed.cancelled() => break,
-            connecting = Link::connect(&target) => connecting,
+            connecting = Link::connect(target) => connecting,
         };
         match connecting {
             Ok(link) => {
                 tracing::info!(broker = %place, "broker connected");
+                failed = 0;
                 let since = Instant::now();
                 let cause = live(Arc::new(link), &shared, std::mem::take(&mut first)).await;
                 if shared.closed.is_cancelled() {
@@ -54,7 +61,13 @@ pub(super) async fn supervise(target: Target, shared: Arc<Shared>) {
             Err(error) => {
                 tracing::warn!(broker = %place, %error, "broker not connected");
                 shared.fault(Some(format!("{place}: {error}")));
+                failed += 1;
             }
+        }
+        turn = turn.wrapping_add(1);
+        if failed % targets.len() != 0 {
+            // Another node of the cluster has not been asked yet.
+            continue;
         }
         // Without a limit of time there is always a next pause.
         let pause = pauses.next_backoff().unwrap_or(PAUSE_MAX);

@@ -17,9 +17,15 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Reads the settings, or says what is wrong with them.
-    pub(crate) fn of(settings: &Settings) -> Result<Self, OpenError> {
-        let mut uri = uri(&settings.url)?;
+    /// Reads the settings, or says what is wrong with them: one target for each node of the
+    /// cluster that the URL names, in its order.
+    pub(crate) fn all(settings: &Settings) -> Result<Vec<Self>, OpenError> {
+        let nodes = nodes(&settings.url).into_iter();
+        nodes.map(|url| Self::of(settings, &url)).collect()
+    }
+
+    fn of(settings: &Settings, url: &str) -> Result<Self, OpenError> {
+        let mut uri = uri(url)?;
         if !(5..=60).contains(&settings.heartbeat.as_secs()) {
             return Err(OpenError::Other(format!(
                 "broker.heartbeat: {:?} is outside 5s to 60s",
@@ -44,17 +50,17 @@ impl Target {
         })
     }
 
+    /// As whom we connect.
+    pub(crate) fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+
     /// `host:port/vhost`, for people.
     pub(crate) fn place(&self) -> String {
         let AMQPUri {
             authority, vhost, ..
         } = &self.uri;
         let slash = if vhost.starts_with('/') { "" } else { "/" };
-    /// As whom we connect.
-    pub(crate) fn user(&self) -> &str {
-        &self.uri.authority.userinfo.username
-    }
-
         format!("{}:{}{slash}{vhost}", authority.host, authority.port)
     }
 }
@@ -63,6 +69,24 @@ impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Target").field(&self.place()).finish()
     }
+}
+
+/// `amqp://user:password@one:5672,two:5672/vhost` as one URL for each node.
+fn nodes(url: &str) -> Vec<String> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return vec![url.to_owned()];
+    };
+    // The password may hold what stands for itself elsewhere: the last `@` ends it.
+    let (user, place) = match rest.rfind('@') {
+        Some(at) => rest.split_at(at + 1),
+        None => ("", rest),
+    };
+    let end = place.find(['/', '?', '#']).unwrap_or(place.len());
+    let (hosts, path) = place.split_at(end);
+    let nodes = hosts.split(',');
+    nodes
+        .map(|host| format!("{scheme}://{user}{host}{path}"))
+        .collect()
 }
 
 fn uri(text: &str) -> Result<AMQPUri, OpenError> {
@@ -98,11 +122,28 @@ mod tests {
 
     use super::*;
 
-    fn target(url: &str) -> Result<Target, OpenError> {
-        Target::of(&Settings {
+    fn targets(url: &str) -> Result<Vec<Target>, OpenError> {
+        Target::all(&Settings {
             url: url.into(),
             ..Settings::default()
         })
+    }
+
+    fn target(url: &str) -> Result<Target, OpenError> {
+        targets(url).map(|mut all| all.remove(0))
+    }
+
+    #[test]
+    fn each_node_of_a_cluster_is_a_target_with_the_same_credentials() {
+        let all = targets("amqp://u:p@one:1,two,[::3]:3/v").expect("valid");
+        let places: Vec<_> = all.iter().map(Target::place).collect();
+        assert_eq!(places, ["one:1/v", "two:5672/v", "::3:3/v"]);
+        for target in all {
+            assert_eq!(target.uri.authority.userinfo.password, "p");
+        }
+        let error = targets("amqp://u:hunter2@one:1,two:x/v").expect_err("not a port");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        targets("amqp://u:p@one:1,,two/v").expect_err("a node without a name");
     }
 
     #[test]
@@ -149,7 +190,7 @@ mod tests {
             heartbeat: Duration::from_secs(2),
             ..Settings::default()
         };
-        let error = Target::of(&settings).expect_err("too short").to_string();
+        let error = Target::all(&settings).expect_err("too short").to_string();
         assert!(error.contains("5s to 60s"), "{error}");
     }
 }
