@@ -35,7 +35,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sqlx", &["store", "tests"]),
     ("sqlx-core", &["store"]),
     ("config", &["service"]),
-    ("reqwest", &["deliverer", "postrider", "tests"]),
+    ("reqwest", &["postrider", "tests"]),
 ];
 
 /// Package name (without our prefix) to the names of what it depends on, in any way.
@@ -155,5 +155,57 @@ fn a_crossed_wall_is_named() {
         "utils",
         "serde",
         Some("utils is not on the map: add it to walls.rs"),
+    );
+}
+
+/// What can open a connection to wherever a name leads.
+const DIALS: [&str; 7] = [
+    "TcpStream::connect",
+    "TcpSocket",
+    "UdpSocket",
+    "lookup_host",
+    "to_socket_addrs",
+    "legacy::Client",
+    "reqwest::",
+];
+
+/// Where it stands in the product: the guarded client, and the command line, which calls the
+/// person's own server. A broker's and a store's driver dial what the settings name.
+const DIALLERS: [&str; 2] = ["deliverer/src/client", "postrider/src/"];
+
+/// The sources of the product below `folder`, tests left out.
+fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the workspace") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if !path.ends_with("tests") {
+                sources(&path, found);
+            }
+        } else if path.extension().is_some_and(|kind| kind == "rs") && !path.ends_with("tests.rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn only_the_guarded_client_dials_what_a_subscriber_names() {
+    let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let mut found = Vec::new();
+    sources(&crates, &mut found);
+    let dials = |path: &std::path::PathBuf| {
+        let text = std::fs::read_to_string(path).expect("a source");
+        DIALS.iter().any(|dial| text.contains(dial))
+    };
+    let dialling: Vec<String> = found
+        .iter()
+        .filter(|path| path.to_string_lossy().contains("/src/") && dials(path))
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    let named = |path: &&String| DIALLERS.iter().any(|place| path.contains(place));
+    let strangers: Vec<_> = dialling.iter().filter(|path| !named(path)).collect();
+    assert_eq!(strangers, Vec::<&String>::new());
+    assert!(
+        dialling.iter().any(|path| path.ends_with("client/dial.rs")),
+        "the test no longer finds what it looks for: {dialling:?}"
     );
 }
