@@ -320,7 +320,10 @@ impl Drop for Told {
 fn endless(over: tokio::sync::mpsc::UnboundedSender<()>) -> axum::response::Response {
     let pieces = futures_util::stream::unfold(Told(over), |told| async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        Some((Ok::<_, std::convert::Infallible>(vec![b'x'; 64 * 1024]), told))
+        Some((
+            Ok::<_, std::convert::Infallible>(vec![b'x'; 64 * 1024]),
+            told,
+        ))
     });
     let mut answer = Body::from_stream(pieces).into_response();
     answer.extensions_mut().insert(super::Endless);
