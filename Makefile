@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(PATH):$(TARGET)/tools/bin
 COMPOSE := docker compose --file deploy/compose.yaml
 
-.PHONY: help fmt lint test e2e doc deny up down demo check-config ci bench
+.PHONY: help fmt lint test e2e chaos doc deny up down demo check-config ci bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ e2e: ## the end-to-end tests only (ARGS="retries" picks some)
 	deploy/install test
 	cargo build --locked --workspace --bins --tests
 	tests/with-services cargo nextest run --locked --package postrider-tests $(ARGS)
+
+chaos: ## the fault matrix under load, every fault, about half an hour (ARGS="-n 2 f04 f07")
+	deploy/install test chaos
+	tests/chaos $(ARGS)
 
 fmt: ## format the code
 	cargo fmt --all

@@ -41,6 +41,18 @@ until_true() {
   exit 1
 }
 
+# Takes away the bridge and the namespaces whose prefix is noted in $1/netns.
+end_network() {
+  local ns n
+  ns=$(cat "$1/netns" 2>/dev/null) || return 0
+  for n in 1 2 3; do
+    ip netns delete "${ns}n$n" 2>/dev/null || true
+    ip link delete "${ns}v$n" 2>/dev/null || true
+    rm -rf "/etc/netns/${ns}n$n"
+  done
+  ip link delete "${ns}b" 2>/dev/null || true
+}
+
 # Ends every process noted in $1/pids, by pid, and removes the folder.
 end_services() {
   local note pid signal
@@ -51,6 +63,7 @@ end_services() {
     case $note in */postgres) signal=QUIT ;; *) signal=KILL ;; esac
     kill -"$signal" "$pid" 2>/dev/null || true
   done
+  end_network "$1"
   # In a trap a bare return would repeat the status from before it, and set -e end the cleaning.
   local i
   for i in 1 2 3 4 5 6 7 8 9 10; do

@@ -63,6 +63,11 @@ impl Node {
             command.args(["--role", &self.roles]);
         }
         for (key, value) in &self.settings {
+            // What is not a setting of the product's, such as a library to load.
+            if let Some(name) = key.strip_prefix("env:") {
+                command.env(name, value);
+                continue;
+            }
             let name = format!("POSTRIDER__{}", key.replace('.', "__").to_uppercase());
             command.env(name, value);
         }

@@ -126,6 +126,16 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// The same server under the address of a proxy before it.
+    pub(crate) fn behind(mut self, port: u16) -> Self {
+        self.address.set_port(port);
+        self
+    }
+
     /// Answers requests to `path` with these, in turn; the last one stays.
     pub(crate) fn plan(&self, path: &str, answers: impl IntoIterator<Item = Answer>) {
         self.shared
@@ -147,6 +157,11 @@ impl Receiver {
     /// Every request so far.
     pub(crate) fn all(&self) -> Vec<Request> {
         self.shared.book().requests.clone()
+    }
+
+    /// How many requests came so far.
+    pub(crate) fn count(&self) -> usize {
+        self.shared.book().requests.len()
     }
 
     /// How often each event was answered with success at `path`.
