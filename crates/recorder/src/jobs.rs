@@ -421,7 +421,10 @@ impl Runner {
         let until = at.saturating_add(RUNS_TAKEN).unwrap_or(at);
         let owner = self.job.id.as_str();
         let taken = ask!(self, self.parts.store.take_runs(owner, &sends, at, until));
-        let mut taken = taken.into_iter().zip(&sends).map(|(ours, s)| ours || s.held);
+        let mut taken = taken
+            .into_iter()
+            .zip(&sends)
+            .map(|(ours, s)| ours || s.held);
         step.sends.retain(|_| taken.next().unwrap_or(false));
         step.skipped += (sends.len() - step.sends.len()) as u64;
         if step.sends.is_empty() {

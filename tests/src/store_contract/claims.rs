@@ -42,6 +42,13 @@ fn claim(key: Key, data: &str, token: Option<&str>) -> Claim {
     Claim { key, held }
 }
 
+/// A claim of this moment, for who goes by the clock.
+fn fresh(key: Key, data: &str, token: Option<&str>) -> Claim {
+    let mut claim = claim(key, data, token);
+    claim.held.at = Timestamp::now();
+    claim
+}
+
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
 fn now() -> Timestamp {
@@ -225,8 +232,8 @@ async fn the_first_of_two_that_are_asked_about_at_once_wins() {
     let place = Place::sqlite();
     let dedup = Dedup::start(place.open().await, &dedup::Settings::default()).unwrap();
     let (one, two) = (
-        claim(key("t", "e"), "a", None),
-        claim(key("t", "e"), "b", None),
+        fresh(key("t", "e"), "a", None),
+        fresh(key("t", "e"), "b", None),
     );
     let made = dedup
         .claim(vec![one.clone(), two.clone(), one.clone()])
@@ -238,7 +245,7 @@ async fn the_first_of_two_that_are_asked_about_at_once_wins() {
     // And from many tasks, whatever is grouped with what.
     let claims = (0..500).map(|n| {
         let dedup = dedup.clone();
-        let claim = claim(key("t", &format!("x{}", n % 100)), "a", None);
+        let claim = fresh(key("t", &format!("x{}", n % 100)), "a", None);
         tokio::spawn(async move { dedup.claim(vec![claim]).await })
     });
     let made = futures_util::future::join_all(claims).await;
@@ -262,7 +269,7 @@ async fn a_store_that_hangs_is_waited_for_once_and_asked_again_until_it_answers(
         .execute(&mut other)
         .await
         .unwrap();
-    let held_up = claim(key("t", "e"), "a", None);
+    let held_up = fresh(key("t", "e"), "a", None);
     assert_eq!(dedup.claim(vec![held_up.clone()]).await, None);
     assert!(dedup.is_off());
     let answered_at_once = async {
@@ -288,7 +295,7 @@ async fn a_server_that_is_gone_is_asked_again_until_it_is_back() {
     };
     let store = Store::open(&settings).await.unwrap();
     let dedup = Dedup::start(store, &dedup::Settings::default()).unwrap();
-    let one = claim(key("t", "e"), "a", None);
+    let one = fresh(key("t", "e"), "a", None);
     assert_eq!(dedup.claim(vec![one.clone()]).await, Some(vec![None]));
     postgres.stop().await;
     assert_eq!(dedup.find(vec![one.key.clone()]).await, None);
@@ -297,7 +304,7 @@ async fn a_server_that_is_gone_is_asked_again_until_it_is_back() {
     until(&dedup, false).await;
     assert!(
         dedup
-            .claim(vec![claim(key("t", "f"), "a", None)])
+            .claim(vec![fresh(key("t", "f"), "a", None)])
             .await
             .is_some()
     );
