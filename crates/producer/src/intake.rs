@@ -26,7 +26,7 @@ use event::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use service::http::{Problem, bearer, read_body};
+use service::http::{Problem, bearer, discard, read_body};
 use store::{
     access::{Access, Denied},
     dedup::Dedup,
@@ -130,7 +130,13 @@ type Refused = (Reason, Problem);
 async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Published, Refused> {
     let now = Timestamp::now();
     let principal = authenticate(state, headers, now).await?;
-    let form = form(headers)?;
+    let form = match form(headers) {
+        Ok(form) => form,
+        Err(refused) => {
+            discard(headers, body).await;
+            return Err(refused);
+        }
+    };
     let body = read_body(headers, body, state.body_bytes_max)
         .await
         .map_err(|problem| {

@@ -139,10 +139,7 @@ pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<By
         .and_then(|length| length.parse().ok())
         .is_some_and(|length: u64| length > max as u64)
     {
-        // A client that asked first waits for our word, and sends nothing.
-        if !headers.contains_key(header::EXPECT) {
-            drain(body).await;
-        }
+        discard(headers, body).await;
         return Err(too_large());
     }
     match tokio::time::timeout(BODY_TIMEOUT, body::to_bytes(body, max)).await {
@@ -164,8 +161,15 @@ pub async fn read_body(headers: &HeaderMap, body: Body, max: usize) -> Result<By
     }
 }
 
-/// Reads away what is left of a refused body, within bounds: a client that is still sending when
-/// the connection closes sees a reset, and never the answer.
+/// Reads away a body that is refused for its head, within bounds: a client that is still sending
+/// when the connection closes sees a reset, and never the answer.
+pub async fn discard(headers: &HeaderMap, body: Body) {
+    // A client that asked first waits for our word, and sends nothing.
+    if !headers.contains_key(header::EXPECT) {
+        drain(body).await;
+    }
+}
+
 async fn drain(mut body: Body) {
     let read = async {
         let mut left = DRAIN_BYTES_MAX;

@@ -31,7 +31,8 @@ type Row = (
     Option<String>,
     Option<String>,
     i64,
-    Vec<u8>,
+    // SQLite has null for no part of an empty body.
+    Option<Vec<u8>>,
 );
 
 impl Quarantined {
@@ -172,6 +173,6 @@ fn read(row: Row) -> Result<Quarantined, Error> {
         message_id,
         content_type,
         size: usize::try_from(size).unwrap_or_default(),
-        body,
+        body: body.unwrap_or_default(),
     })
 }
