@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(PATH):$(TARGET)/tools/bin
 COMPOSE := docker compose --file deploy/compose.yaml
 
-.PHONY: help fmt lint test e2e chaos doc deny up down demo check-config ci bench
+.PHONY: help fmt lint test e2e chaos fuzz doc deny advisories up down demo check-config ci bench
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ chaos: ## the fault matrix under load, every fault, about half an hour (ARGS="-n
 	deploy/install test chaos
 	tests/chaos $(ARGS)
 
+fuzz: ## look for input that breaks a law, FUZZ_SECONDS=60 a target (ARGS="filter" picks some)
+	deploy/install fuzz
+	fuzz/run $(ARGS)
+
 fmt: ## format the code
 	cargo fmt --all
 
@@ -42,10 +46,13 @@ lint: ## what CI refuses: format, clippy, docs, dependencies
 	deploy/install lint
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	$(MAKE) doc deny
+	$(MAKE) doc deny advisories
 
 doc: ## build the API documentation; a broken link fails
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+
+advisories: ## check for known vulnerabilities; offline it says that it did not (ADVISORIES=required fails)
+	deploy/advisories
 
 deny: ## check licences, sources and the walls between crates
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources

@@ -50,6 +50,18 @@ def compose() -> None:
         for port in service.get("ports", []):
             if not port.startswith("127.0.0.1:"):
                 fault(f"{where} publishes {port} beyond loopback")
+        if service.get("image", "").startswith("postrider:"):
+            # T18: a container of ours can write nowhere and become nobody.
+            hardened = {
+                "read_only": True,
+                "cap_drop": ["ALL"],
+                "security_opt": ["no-new-privileges:true"],
+            }
+            for key, value in hardened.items():
+                if service.get(key) != value:
+                    fault(f"{where} has {key} = {service.get(key)}, not {value}")
+            if service.get("privileged") or service.get("user") in ("0", "root", 0):
+                fault(f"{where} runs with more rights than it needs")
         if build := service.get("build"):
             if not (HERE / build["context"] / build["dockerfile"]).is_file():
                 fault(f"{where} is built from {build['dockerfile']}, which does not exist")
@@ -91,6 +103,22 @@ def definitions() -> None:
     for permission in file["permissions"]:
         if permission["user"] not in users or permission["vhost"] not in hosts:
             fault(f"definitions.example.json: nobody is {permission['user']}@{permission['vhost']}")
+    # T18: no user may do more than it needs, and the one that everybody knows is not there.
+    where = "definitions.example.json:"
+    if "guest" in users:
+        fault(f"{where} guest is a user")
+    for user in file["users"]:
+        if user["tags"]:
+            fault(f"{where} {user['name']} has the tags {user['tags']!r}")
+        if not user["password"].startswith("change-me-"):
+            fault(f"{where} {user['name']} has a password that looks like a real one")
+    for permission in file["permissions"]:
+        rights = {right: permission[right] for right in ("configure", "write", "read")}
+        wanted = {right: r"^postrider\." for right in rights}
+        if permission["user"] != "postrider":
+            wanted = {"configure": "^$", "write": r"^postrider\.events$", "read": "^$"}
+        if rights != wanted:
+            fault(f"{where} {permission['user']} has {rights}, not {wanted}")
 
 
 def dashboard() -> None:
