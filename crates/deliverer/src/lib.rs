@@ -39,6 +39,7 @@ use dialect::{Dialects, Rendered, Writing};
 use event::{
     Subscription, SubscriptionId,
     delivery::Purpose,
+    event::DEPTH_MAX,
     filter::Stopped,
     log::{Archive, Attempt},
     reason::{AttemptError, DeadReason},
@@ -646,6 +647,12 @@ fn wanted(delivery: &Delivery, lane: &Lane) -> Result<(), End> {
             DeadReason::Expired,
             format!("the event expired at {end}"),
         ));
+    }
+    if delivery.event.depth >= DEPTH_MAX {
+        let detail = format!(
+            "{DEPTH_MAX} webhooks in a row led to this event: its receivers send it round in circles"
+        );
+        return Err(End::Dead(DeadReason::Refused, detail));
     }
     let subscription = lane.subscription();
     match subscription.state {

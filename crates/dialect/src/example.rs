@@ -55,6 +55,7 @@ impl ExampleEvent {
             data: self.data,
             changes: self.changes,
             details: self.details,
+            depth: 0,
         }
     }
 }
@@ -201,6 +202,7 @@ pub(crate) fn read_event(text: &str) -> Result<Event, String> {
         data: written.data,
         changes: written.changes,
         details: written.details,
+        depth: 0,
     })
 }
 

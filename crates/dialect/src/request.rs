@@ -14,6 +14,9 @@ const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
+/// Handed on by whoever publishes because of a webhook, so that circles end.
+const WEBHOOK_DEPTH: HeaderName = HeaderName::from_static(event::event::DEPTH_HEADER);
+
 /// What a request is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Writing<'a> {
@@ -60,6 +63,8 @@ impl Writing<'_> {
         if self.speaker.policy().signature_headers {
             set(WEBHOOK_ID, id)?;
             set(WEBHOOK_TIMESTAMP, &now.as_second().to_string())?;
+            let depth = self.event.depth.saturating_add(1);
+            set(WEBHOOK_DEPTH, &depth.to_string())?;
             if !signature.is_empty() {
                 set(WEBHOOK_SIGNATURE, &signature)?;
             }

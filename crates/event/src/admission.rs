@@ -320,6 +320,7 @@ fn read(
             data,
             changes,
             details,
+            depth: 0,
         }),
         _ => Err(reader.faults),
     }

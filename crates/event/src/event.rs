@@ -57,6 +57,30 @@ pub struct Event {
     /// The extended view: the record with everything around it. A JSON object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<RawValue>>,
+    /// How many webhooks in a row led to it, as far as their receivers hand [`DEPTH_HEADER`] on.
+    /// Not part of an event as published: it travels beside it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub depth: u8,
+}
+
+/// Says in a delivery, and in whatever its receiver publishes because of it, how many webhooks in a
+/// row there have been.
+pub const DEPTH_HEADER: &str = "webhook-depth";
+
+/// An event that so many webhooks in a row led to goes round in circles.
+pub const DEPTH_MAX: u8 = 8;
+
+/// Reads the value of a [`DEPTH_HEADER`]. What is no number is none of ours.
+pub fn depth(value: &str) -> u8 {
+    match value.parse() {
+        Ok(depth) => depth,
+        Err(_) if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) => u8::MAX,
+        Err(_) => 0,
+    }
+}
+
+fn is_zero(depth: &u8) -> bool {
+    *depth == 0
 }
 
 /// Reads a field that is there, also when it is `null`, which an `Option` would take for absent.
@@ -86,6 +110,7 @@ impl Event {
             data: None,
             changes: None,
             details: None,
+            depth: self.depth,
         }
     }
 

@@ -108,6 +108,7 @@ mod tests {
             data: None,
             changes: None,
             details: None,
+            depth: 0,
         }
     }
 

@@ -22,6 +22,7 @@ use event::{
         self, Envelope,
         cloud_events::{self, Attributes},
     },
+    event::DEPTH_HEADER,
     reason::QuarantineReason,
 };
 use jiff::Timestamp;
@@ -163,7 +164,14 @@ async fn accept(state: &State, headers: &HeaderMap, body: Body) -> Result<Publis
             cloud_events::admit(mode, content_type(headers), &attributes, &body, &envelope)
         }
     };
-    let events = events.map_err(refused)?;
+    let mut events = events.map_err(refused)?;
+    let depth = headers
+        .get(DEPTH_HEADER)
+        .and_then(|value| value.to_str().ok());
+    let depth = depth.map_or(0, event::event::depth);
+    for event in &mut events {
+        event.depth = depth;
+    }
     let is_list = body.trim_ascii_start().starts_with(b"[") || events.len() > 1;
     let published = repeat::publish(&state.producer, state.dedup.as_ref(), events, now)
         .await

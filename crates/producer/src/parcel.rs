@@ -3,7 +3,7 @@
 use broker::{BATCH_KEY, Parcel, Route};
 use event::{
     Event, EventId,
-    event::{EVENT_BYTES_MAX, FILLED_IN_BYTES_MAX},
+    event::{DEPTH_HEADER, EVENT_BYTES_MAX, FILLED_IN_BYTES_MAX},
 };
 use jiff::Timestamp;
 
@@ -87,6 +87,10 @@ pub(crate) fn of(
     if let Some(via) = via {
         say(VIA_HEADER, via);
     }
+    let depth = events.iter().map(|event| event.depth).max().unwrap_or(0);
+    if depth > 0 {
+        say(DEPTH_HEADER, &depth.to_string());
+    }
     Ok(Some(parcel))
 }
 
@@ -104,6 +108,12 @@ fn write_array(events: &[Event], body: &mut Vec<u8>) -> Result<(), TooLarge> {
 
 fn write(event: &Event, index: usize, body: &mut Vec<u8>) -> Result<(), TooLarge> {
     let start = body.len();
+    // It travels beside the event, because it is no part of one as services publish it.
+    let flat = (event.depth > 0).then(|| Event {
+        depth: 0,
+        ..event.clone()
+    });
+    let event = flat.as_ref().unwrap_or(event);
     // An event holds only text and JSON that was read as JSON, and a Vec takes all of it.
     serde_json::to_writer(&mut *body, event).expect("an event is always JSON");
     let bytes = body.len() - start;
@@ -117,9 +127,10 @@ fn write(event: &Event, index: usize, body: &mut Vec<u8>) -> Result<(), TooLarge
 
 fn size_hint(event: &Event) -> usize {
     let raw = [&event.data, &event.changes, &event.details];
-    FILLED_IN_BYTES_MAX + raw
-        .into_iter()
-        .flatten()
-        .map(|raw| raw.get().len())
-        .sum::<usize>()
+    FILLED_IN_BYTES_MAX
+        + raw
+            .into_iter()
+            .flatten()
+            .map(|raw| raw.get().len())
+            .sum::<usize>()
 }

@@ -12,6 +12,7 @@ use event::{
         self, Envelope,
         cloud_events::{self, Attributes},
     },
+    event::DEPTH_HEADER,
     fault::{Fault, Refusal},
     reason::QuarantineReason,
 };
@@ -76,7 +77,17 @@ pub(crate) fn admit(message: &Received, now: Timestamp) -> Result<Vec<Event>, Un
         }
     }));
     match read {
-        Ok(Ok(events)) => Ok(events),
+        Ok(Ok(mut events)) => {
+            let said = message
+                .headers
+                .iter()
+                .find(|(name, _)| name == DEPTH_HEADER);
+            let depth = said.map_or(0, |(_, value)| event::event::depth(value));
+            for event in &mut events {
+                event.depth = depth;
+            }
+            Ok(events)
+        }
         Ok(Err(refusal)) => Err(unfit(&refusal)),
         Err(_) => Err(Unfit {
             reason: QuarantineReason::HandlerFailed,

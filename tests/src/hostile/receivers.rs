@@ -15,7 +15,7 @@ use crate::support::{
     authority::{Authority, NOW},
     receiver::Answer,
     trap::{BlackHole, FOREVER, read_request, trap},
-    world::{Kind, World},
+    world::{Kind, TENANT, World, client},
 };
 
 /// What a receiver does once it has the request.
@@ -744,4 +744,41 @@ async fn r34_what_an_answer_repeats_of_our_secrets_is_masked() {
         !json!(letters).to_string().contains("canary"),
         "{letters:#?}"
     );
+}
+
+#[tokio::test]
+async fn r35_a_circle_of_webhooks_ends() {
+    let world = World::start(Kind::Embedded).await;
+    let events = format!("{}/v1/events", world.nodes[0].api());
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let told = seen.clone();
+    // Publishes an event for each webhook, and hands its depth on.
+    let relay = trap(([127, 0, 0, 1], 0).into(), move |mut stream, _| {
+        let (events, told) = (events.clone(), told.clone());
+        async move {
+            let request = String::from_utf8_lossy(&read_request(&mut stream).await).into_owned();
+            let mut lines = request.lines();
+            let depth = lines.find_map(|line| line.strip_prefix("webhook-depth: "));
+            let depth = depth.unwrap_or_default().to_owned();
+            told.lock().expect("no thread panicked").push(depth.clone());
+            let event = json!({"tenant": TENANT, "type": "payment.paid", "data": {}}).to_string();
+            let published = client()
+                .post(&events)
+                .header("content-type", "application/json")
+                .header("webhook-depth", depth)
+                .body(event)
+                .send();
+            published.await.map_err(io::Error::other)?;
+            stream.write_all(&ok("connection: close\r\n")).await
+        }
+    })
+    .await;
+    let more = json!({"target_url": format!("http://{relay}/")});
+    world.subscribe("relay", &["payment.*"], more).await;
+    world.publish(json!({"type": "payment.paid"})).await;
+    let letters = world.wait_for_dead(1).await;
+    assert_eq!(letters[0]["reason"], "refused", "{letters:#?}");
+    assert_eq!(letters[0]["attempts"], 0, "{letters:#?}");
+    let seen = seen.lock().expect("no thread panicked").clone();
+    assert_eq!(seen, ["1", "2", "3", "4", "5", "6", "7", "8"]);
 }

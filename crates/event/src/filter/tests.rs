@@ -26,6 +26,7 @@ fn event() -> Event {
         )),
         changes: Some(raw(r#"{"start_time":"10:00","note":null}"#)),
         details: None,
+        depth: 0,
     }
 }
 
