@@ -429,7 +429,7 @@ async fn what_only_fails_is_disabled_and_told_to_who_named_it() {
         .unwrap()
         .unwrap();
     let reason = stored.subscription.disabled_reason.unwrap();
-    assert!(reason.starts_with("4 attempts in a row"), "{reason}");
+    assert!(reason.starts_with("4 deliveries in a row"), "{reason}");
     stop.cancel();
     recorder.await.unwrap();
 }

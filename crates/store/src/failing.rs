@@ -75,7 +75,8 @@ impl Store {
         .await
     }
 
-    /// How many attempts in a row have failed for a subscription.
+    /// How many deliveries in a row have failed for a subscription, each counted once however
+    /// often it was tried.
     pub async fn failures_in_a_row(&self, id: &SubscriptionId) -> Result<u64, Error> {
         within(async {
             let mut statement =
@@ -229,10 +230,11 @@ fn lasted(health: &Health) -> SignedDuration {
 fn reason(limit: &DisableAfter, health: &Health) -> String {
     let since = health.failing_since.map(time::read).unwrap_or_default();
     let limit = serde_json::Value::from(*limit);
-    format!(
-        "{} attempts in a row failed since {since:.0}: delivery.disable_after is {limit}",
-        health.failures
-    )
+    let what = match health.failures {
+        1 => "1 delivery, again and again,".to_owned(),
+        count => format!("{count} deliveries in a row"),
+    };
+    format!("{what} failed since {since:.0}: delivery.disable_after is {limit}")
 }
 
 /// The limit in a stored document, without reading all of it.

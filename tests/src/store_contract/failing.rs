@@ -18,6 +18,7 @@ use super::{
 promises!(
     a_run_of_failures_is_warned_of_and_then_disables_its_subscription_once,
     recorders_side_by_side_disable_a_subscription_once,
+    one_delivery_that_is_tried_again_and_again_is_one_failure,
     a_success_ends_the_run_and_is_told_where_a_warning_was,
     a_time_of_failures_disables_too,
     a_change_begins_the_count_anew,
@@ -98,7 +99,7 @@ async fn a_run_of_failures_is_warned_of_and_then_disables_its_subscription_once(
     assert_eq!(state, SubscriptionState::Disabled);
     let reason = reason.unwrap();
     assert!(
-        reason.starts_with("10 attempts in a row failed since 2026-03-02T10:01:01Z"),
+        reason.starts_with("10 deliveries in a row failed since 2026-03-02T10:01:01Z"),
         "{reason}"
     );
     assert!(reason.ends_with(r#"{"failures":10}"#), "{reason}");
@@ -144,6 +145,27 @@ async fn recorders_side_by_side_disable_a_subscription_once(place: Place) {
     let count = |wanted: &str| told.iter().filter(|kind| *kind == wanted).count();
     assert_eq!(count("postrider.subscription_disabled"), 1, "{told:?}");
     assert!(count("postrider.subscription_failing") <= 1, "{told:?}");
+}
+
+/// As a platform counts that tries each webhook once; by time it still counts.
+async fn one_delivery_that_is_tried_again_and_again_is_one_failure(place: Place) {
+    let store = place.open().await;
+    let count = insert(&store, failures(3)).await.subscription.id;
+    let tried_again = |id: &SubscriptionId, n: i64, attempts: u32| {
+        let event = archived("a", n, &[]);
+        tried(&event, id, DeliveryState::Retrying, attempts, 503)
+    };
+    let again: Vec<_> = (1..=16).map(|n| tried_again(&count, 1, n)).collect();
+    assert_eq!(after(&store, &again).await, Judged::default());
+    assert_eq!(store.failures_in_a_row(&count).await.unwrap(), 1);
+    after(
+        &store,
+        &[tried_again(&count, 2, 1), tried_again(&count, 2, 2)],
+    )
+    .await;
+    assert_eq!(store.failures_in_a_row(&count).await.unwrap(), 2);
+    let third = after(&store, &[tried_again(&count, 3, 1)]).await;
+    assert_eq!(third.disabled, [count]);
 }
 
 async fn a_success_ends_the_run_and_is_told_where_a_warning_was(place: Place) {

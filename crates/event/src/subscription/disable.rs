@@ -13,7 +13,8 @@ use crate::fault::{did_you_mean, shown};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct DisableAfter {
-    /// So many attempts failed in a row; 1 to 100 000.
+    /// So many deliveries failed in a row, each counted once however often it was tried; 1 to
+    /// 100 000.
     pub failures: Option<u32>,
     /// The last attempt that failed began so long after the first, and none succeeded between;
     /// 1 minute to 90 days.
@@ -54,16 +55,17 @@ impl DisableAfter {
         span: None,
     };
 
-    /// Judges a run of so many failures that has lasted so long, from the first to the last.
+    /// Judges a run of so many failures that has lasted so long, from the first failed attempt to
+    /// the last.
     pub fn judge(&self, failures: u64, lasted: Duration) -> Run {
         let reached = |part: u32| {
             let count = self
                 .failures
                 .is_some_and(|max| failures.saturating_mul(part.into()) >= max.into());
-            // One failure lasts no time, however short the limit.
+            // One attempt lasts no time, however short the limit.
             let time = self
                 .span
-                .is_some_and(|max| failures > 1 && lasted.saturating_mul(part) >= max);
+                .is_some_and(|max| lasted.saturating_mul(part) >= max);
             count || time
         };
         if failures == 0 {
@@ -213,7 +215,8 @@ mod tests {
         check(time, 500, hours(59), Run::Short);
         check(time, 2, hours(60), Run::Long);
         check(time, 2, hours(120), Run::TooLong);
-        check(time, 1, hours(120), Run::Short);
+        check(time, 1, hours(120), Run::TooLong);
+        check(time, 1, hours(0), Run::Short);
         let both = of(Some(10), Some(hours(120)));
         check(both, 10, hours(1), Run::TooLong);
         check(both, 2, hours(120), Run::TooLong);

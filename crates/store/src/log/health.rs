@@ -20,6 +20,8 @@ pub(super) struct Turn<'a> {
     pub(super) tenant: &'a Tenant,
     pub(super) at: i64,
     pub(super) failed: bool,
+    /// Whether it was the first of its delivery's run.
+    pub(super) first: bool,
 }
 
 /// Whether an attempt tells of its endpoint's health. A test is somebody trying things out; and if
@@ -36,7 +38,8 @@ pub(crate) fn is_notice(kind: &EventType) -> bool {
 /// A run of failures, or that there is none. Times are as the database has them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Health {
-    /// Failures in a row.
+    /// Deliveries in a row that failed, each once however often it was tried: what a platform that
+    /// tries once counts. At least 1 while anything fails.
     pub(crate) failures: i64,
     /// The first of them.
     pub(crate) failing_since: Option<i64>,
@@ -79,13 +82,15 @@ impl From<Row> for Health {
 impl Health {
     /// Takes one more attempt into account. They come roughly in order; what comes late may cut a
     /// run short, never lengthen one that has ended.
-    fn take(&mut self, at: i64, failed: bool) {
+    fn take(&mut self, at: i64, failed: bool, first: bool) {
         if self.reset_at.is_some_and(|reset| at <= reset) {
             return;
         }
         if failed {
             if self.last_success_at.is_none_or(|success| success < at) {
-                self.failures += 1;
+                if first || self.failures == 0 {
+                    self.failures += 1;
+                }
                 self.failing_since = Some(self.failing_since.map_or(at, |since| since.min(at)));
                 self.last_failure_at = Some(self.last_failure_at.map_or(at, |last| last.max(at)));
             }
@@ -110,7 +115,8 @@ impl Health {
 struct Turns<'a> {
     subscription: &'a SubscriptionId,
     tenant: &'a Tenant,
-    turns: Vec<(i64, bool)>,
+    /// When, whether it failed, and whether it was the first of its run.
+    turns: Vec<(i64, bool, bool)>,
 }
 
 impl Turns<'_> {
@@ -118,9 +124,9 @@ impl Turns<'_> {
     /// changes nothing but the time of its last success.
     fn matter_to(&self, health: Option<&Health>) -> bool {
         let Some(health) = health else { return true };
-        let last = self.turns.last().map_or(i64::MIN, |(at, _)| *at);
+        let last = self.turns.last().map_or(i64::MIN, |(at, ..)| *at);
         health.failures > 0
-            || self.turns.iter().any(|(_, failed)| *failed)
+            || self.turns.iter().any(|(_, failed, _)| *failed)
             || health
                 .last_success_at
                 .is_none_or(|known| known + STALE < last)
@@ -140,7 +146,7 @@ pub(super) async fn advance(
             tenant: turn.tenant,
             turns: Vec::new(),
         });
-        of_one.turns.push((turn.at, turn.failed));
+        of_one.turns.push((turn.at, turn.failed, turn.first));
     }
     for of_one in all.values_mut() {
         of_one.turns.sort_unstable();
@@ -157,14 +163,14 @@ pub(super) async fn advance(
         let health = healths
             .entry(of_one.subscription.as_str().to_owned())
             .or_default();
-        for (at, failed) in &of_one.turns {
-            health.take(*at, *failed);
+        for (at, failed, first) in &of_one.turns {
+            health.take(*at, *failed, *first);
         }
         if health.failures == 0 && health.warned != 0 {
             health.warned = 0;
             recovered.push((*of_one, health.last_success_at.unwrap_or(0)));
         }
-        if health.failures > 0 && of_one.turns.iter().any(|(_, failed)| *failed) {
+        if health.failures > 0 && of_one.turns.iter().any(|(_, failed, _)| *failed) {
             failing.push(of_one.subscription.clone());
         }
     }
@@ -283,7 +289,7 @@ mod tests {
     fn after(turns: &[(i64, bool)]) -> Health {
         let mut health = Health::default();
         for (at, failed) in turns {
-            health.take(*at, *failed);
+            health.take(*at, *failed, true);
         }
         health
     }
@@ -316,15 +322,31 @@ mod tests {
     }
 
     #[test]
+    fn a_delivery_counts_once_however_often_it_is_tried() {
+        let mut health = after(&[(5, BAD)]);
+        for at in 6..16 {
+            health.take(at, BAD, false);
+        }
+        assert_eq!(run(health), (1, Some(5)));
+        assert_eq!(health.last_failure_at, Some(15), "but it goes on failing");
+        health.take(16, BAD, true);
+        assert_eq!(run(health), (2, Some(5)));
+        // Of one whose first attempt was before the count began.
+        let mut health = Health::default();
+        health.take(5, BAD, false);
+        assert_eq!(run(health), (1, Some(5)));
+    }
+
+    #[test]
     fn attempts_before_a_reset_do_not_count() {
         let mut health = Health {
             reset_at: Some(10),
             ..Health::default()
         };
-        health.take(10, BAD);
-        health.take(9, GOOD);
+        health.take(10, BAD, true);
+        health.take(9, GOOD, true);
         assert_eq!((run(health), health.last_success_at), ((0, None), None));
-        health.take(11, BAD);
+        health.take(11, BAD, true);
         assert_eq!(run(health), (1, Some(11)));
     }
 

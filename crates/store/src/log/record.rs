@@ -403,11 +403,12 @@ impl<'a> Batch<'a> {
         let mut turns = Vec::new();
         for row in &new {
             let id: String = row.try_get(0)?;
+            let number: i64 = row.try_get(2)?;
             let at: i64 = row.try_get(3)?;
             let key = (
                 id.as_str(),
                 row.try_get(1)?,
-                row.try_get(2)?,
+                number,
                 at,
                 row.try_get(4)?,
             );
@@ -420,6 +421,7 @@ impl<'a> Batch<'a> {
                     tenant: &row.entry.tenant,
                     at,
                     failed: row.failed,
+                    first: number == 1,
                 });
             }
         }
