@@ -56,14 +56,11 @@ async fn f19_the_clock_jumps() {
         set(offset);
         run.mark(&format!("the clock stands at {offset} s"));
     }
-    run.published().await;
-    let healed = run.mark("the clock is right");
     run.finish(&Bar {
         timestamp_off_max_ms: None,
         ..Bar::strict()
     })
     .await;
-    assert!(healed > 0);
 }
 
 /// The database is killed and comes back. Without it nobody can say who may publish, so that intake

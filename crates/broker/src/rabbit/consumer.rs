@@ -467,8 +467,9 @@ impl Subscription<'_> {
             self.task.shared.tasks.spawn(mending);
         }
         let incoming = Incoming::of(delivery);
-        if let (Some(publisher), Some(due)) = (&self.task.ladder, incoming.due())
-            && let Step::Wait(_) = ladder::step(remaining(due, SystemTime::now()))
+        let now = SystemTime::now();
+        if let (Some(publisher), Some(due)) = (&self.task.ladder, incoming.due(now))
+            && let Step::Wait(_) = ladder::step(remaining(due, now))
         {
             let publisher = publisher.clone();
             self.steps.push(Box::pin(async move {

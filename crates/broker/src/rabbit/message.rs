@@ -22,6 +22,8 @@ const OURS: &str = "x-postrider-";
 const CLOUD_EVENTS: [&str; 3] = ["cloudevents:", "cloudevents_", "ce-"];
 /// The last second that RFC 3339 can say.
 const TIME_MAX: u64 = 253_402_300_799;
+/// How long a message still has to wait when it comes back from its tier, in milliseconds.
+const LEFT: &str = "x-postrider-left";
 /// How often a quorum queue took the message back.
 const RETURNS: &str = "x-delivery-count";
 /// Why the broker itself took a message out of a queue the first time, and where it had come in.
@@ -60,11 +62,13 @@ impl Outgoing {
         let (exchange, key, due) = address(&route, now);
         let mut table = FieldTable::default();
         for (name, value) in headers {
-            if name != DUE_HEADER {
+            if name != DUE_HEADER && name != LEFT {
                 table.insert(short(&name), AMQPValue::LongString(value.into()));
             }
         }
         if let Some(due) = due {
+            let left = left(due, now).as_micros().div_ceil(1000).to_string();
+            table.insert(LEFT.into(), AMQPValue::LongString(left.into()));
             let due = unix_ms(due).to_string();
             table.insert(DUE_HEADER.into(), AMQPValue::LongString(due.into()));
         }
@@ -124,6 +128,15 @@ fn address(route: &Route, now: SystemTime) -> (&'static str, ShortString, Option
 pub(super) fn remaining(due: SystemTime, now: SystemTime) -> Duration {
     // An error means that it is due already.
     due.duration_since(now).unwrap_or_default()
+}
+
+/// What will be left of the wait after the next tier.
+fn left(due: SystemTime, now: SystemTime) -> Duration {
+    let remaining = remaining(due, now);
+    match ladder::step(remaining) {
+        Step::Due => Duration::ZERO,
+        Step::Wait(tier) => remaining.saturating_sub(tier.wait),
+    }
 }
 
 fn unix_ms(time: SystemTime) -> u128 {
@@ -206,10 +219,17 @@ impl Incoming {
         }
     }
 
-    /// When it is due, where it says so.
-    pub(super) fn due(&self) -> Option<SystemTime> {
-        let (_, due) = self.headers.iter().find(|(name, _)| name == DUE_HEADER)?;
-        Some(UNIX_EPOCH + Duration::from_millis(due.parse().ok()?))
+    /// When it is due, where it says so: no later than what was left when it was sent to its tier.
+    /// The due time alone would keep it for a day after a clock was put back by one, or was put
+    /// right that had been a day ahead.
+    pub(super) fn due(&self, now: SystemTime) -> Option<SystemTime> {
+        let number = |wanted| -> Option<u64> {
+            let (_, text) = self.headers.iter().find(|(name, _)| name == wanted)?;
+            text.parse().ok()
+        };
+        let due = UNIX_EPOCH.checked_add(Duration::from_millis(number(DUE_HEADER)?))?;
+        let left = number(LEFT).and_then(|left| now.checked_add(Duration::from_millis(left)));
+        Some(left.map_or(due, |latest| due.min(latest)))
     }
 
     /// The same message as a parcel for a later time.
@@ -232,7 +252,9 @@ fn given_up(reason: &str) -> Option<&'static str> {
             "the message expired before a router took it: its publisher gave it an `expiration`, \
              or a policy on the broker did; publish without one (an event has `expires_at`)",
         ),
-        "delivery_limit" => Some("the message came back too many times: whoever took it died of it"),
+        "delivery_limit" => {
+            Some("the message came back too many times: whoever took it died of it")
+        }
         "maxlen" => Some("the broker dropped the message from a queue that was full"),
         "rejected" => Some("a consumer that is not of ours rejected the message"),
         _ => None,
@@ -322,13 +344,25 @@ mod tests {
             (outgoing.exchange, outgoing.key.as_str()),
             (topology::RETRY, "30s")
         );
-        assert_eq!(delivered(outgoing).due(), Some(due));
+        let back = now + Duration::from_secs(30);
+        assert_eq!(delivered(outgoing).due(back), Some(due));
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_makes_no_wait_longer() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let due = now + Duration::from_secs(31);
+        let back = now - Duration::from_secs(86_400);
+        let incoming = delivered(sent(Route::DeliverAt(due), now));
+        assert_eq!(incoming.due(back), Some(back + Duration::from_secs(1)));
+        let ahead = now + Duration::from_secs(86_400);
+        assert_eq!(incoming.due(ahead), Some(due), "it is due at once");
     }
 
     #[test]
     fn a_stale_due_time_does_not_travel() {
         let incoming = delivered(sent(Route::Deliver, UNIX_EPOCH));
-        assert_eq!(incoming.due(), None);
+        assert_eq!(incoming.due(UNIX_EPOCH), None);
         assert_eq!(
             incoming.headers,
             [("x-postrider-reason".into(), "why".into())]
@@ -355,7 +389,10 @@ mod tests {
         let died = |reason: &str| {
             let mut table = FieldTable::default();
             table.insert(DIED.into(), AMQPValue::LongString(reason.into()));
-            table.insert(DIED_IN.into(), AMQPValue::LongString(topology::EVENTS.into()));
+            table.insert(
+                DIED_IN.into(),
+                AMQPValue::LongString(topology::EVENTS.into()),
+            );
             table
         };
         outgoing.key = "a.b".into();
