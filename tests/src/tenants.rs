@@ -147,3 +147,64 @@ async fn a_refused_subscription_names_everything_wrong() {
     at("/delivery/timeout");
     world.finish().await;
 }
+
+/// T22: who has stolen a token and turns a subscription to a host of their own does not get the
+/// headers that were meant for the old one; and the tenant is told.
+async fn t22_another_host_gets_no_header_that_was_not_sent_for_it(kind: Kind) {
+    let world = World::start(kind).await;
+    let told = world.subscribe("/told", &["postrider.*"], json!({})).await;
+    let headers = json!({"headers": {"authorization": "Bearer old", "x-key": "old"}});
+    let sub = world.subscribe("/a", &["a.b"], headers).await;
+    let path = format!("/v1/subscriptions/{}", sub.id);
+    let patch = async |body: Value| {
+        let changed = world.call("PATCH", &path, Some(body)).await.expect(200);
+        world.known(&changed).await;
+        changed
+    };
+    // Another path of the same host keeps them, and is nothing to tell.
+    let same = patch(json!({"target_url": world.receiver.url("/b")})).await;
+    assert_eq!(
+        same["headers"],
+        json!({"authorization": "***", "x-key": "***"})
+    );
+    let first = world.publish(json!({"type": "a.b"})).await;
+    let got = world.receiver.wait_for("/b", 1).await;
+    assert_eq!(got[0].event_id(), first);
+    assert_eq!(got[0].header("authorization"), "Bearer old");
+    // Another host of the same machine.
+    let url = world.receiver.url("/c").replace("127.0.0.1", "localhost");
+    // What is shown in the place of a value is no value.
+    let hidden = json!({"target_url": url, "headers": {"authorization": "***"}});
+    let refused = world.call("PATCH", &path, Some(hidden)).await.expect(422);
+    assert_eq!(refused["errors"][0]["pointer"], "/headers/authorization");
+    let moved = patch(json!({"target_url": url, "headers": {"x-key": "new"}})).await;
+    assert_eq!(moved["headers"], json!({"x-key": "***"}));
+    let second = world.publish(json!({"type": "a.b"})).await;
+    let got = world.receiver.wait_for("/c", 1).await;
+    assert_eq!(got[0].event_id(), second);
+    assert_eq!(got[0].header("authorization"), "");
+    assert_eq!(got[0].header("x-key"), "new");
+    let notices = world.receiver.wait_for("/told", 1).await;
+    let notice = notices[0].json();
+    assert_eq!(notice["type"], "postrider.subscription_moved");
+    let data = json!({"subscription_id": sub.id, "from": "127.0.0.1", "to": "localhost"});
+    assert_eq!(notice["data"], data);
+    let log = world.nodes[0].log();
+    assert!(log.contains("a subscription goes to another host"), "{log}");
+    drop(told);
+}
+
+mod embedded {
+    #[tokio::test]
+    async fn t22_another_host_gets_no_header_that_was_not_sent_for_it() {
+        super::t22_another_host_gets_no_header_that_was_not_sent_for_it(super::Kind::Embedded)
+            .await;
+    }
+}
+
+mod rabbitmq {
+    #[tokio::test]
+    async fn t22_another_host_gets_no_header_that_was_not_sent_for_it() {
+        super::t22_another_host_gets_no_header_that_was_not_sent_for_it(super::Kind::Rabbit).await;
+    }
+}

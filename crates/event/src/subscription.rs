@@ -82,6 +82,18 @@ impl Subscription {
     pub fn selectors(&self) -> Cow<'_, [Selector]> {
         meaning(&self.events, &self.matches)
     }
+
+    /// The host that deliveries go to: with another, they go to somebody else.
+    pub fn target_host(&self) -> Option<String> {
+        host_of(&self.target_url)
+    }
+}
+
+/// The host of a URL. A dot at its end names the same.
+fn host_of(url: &str) -> Option<String> {
+    let url = url::Url::parse(url).ok()?;
+    let host = url.host_str()?;
+    Some(host.strip_suffix('.').unwrap_or(host).to_owned())
 }
 
 /// What entries mean: what stands in `matches`, or else they are selectors themselves.

@@ -40,6 +40,13 @@ pub(crate) enum Occasion<'a> {
     },
     /// It succeeds again, after a warning.
     Recovered { at: i64 },
+    /// Its deliveries go to another host from now on.
+    Moved {
+        from: &'a str,
+        to: &'a str,
+        revision: u64,
+        now: i64,
+    },
 }
 
 /// The notice of what happened to a subscription.
@@ -77,6 +84,17 @@ pub(crate) fn subscription(
             at.to_string(),
             *at,
             json!({ "subscription_id": id }),
+        ),
+        Occasion::Moved {
+            from,
+            to,
+            revision,
+            now,
+        } => (
+            "postrider.subscription_moved",
+            revision.to_string(),
+            *now,
+            json!({ "subscription_id": id, "from": from, "to": to }),
         ),
     };
     notice(tenant, kind, &[id.as_str(), &mark], now, id.as_str(), &data)

@@ -23,6 +23,7 @@ use crate::{
     failing,
     keyring::{Keys, unreadable},
     log::health,
+    notices::{self, Occasion},
     time,
 };
 
@@ -55,6 +56,33 @@ pub(crate) struct Head {
     pub(crate) identity: String,
     pub(crate) revision: u64,
     pub(crate) key_id: String,
+}
+
+/// Where a subscription's deliveries go to another host, its tenant is told, and so is the log:
+/// whoever did not mean that has lost a token.
+async fn tell_moved(
+    connection: &mut AnyConnection,
+    before: &Subscription,
+    after: &Subscription,
+) -> Result<(), Error> {
+    let (Some(from), Some(to)) = (before.target_host(), after.target_host()) else {
+        return Ok(());
+    };
+    if from == to {
+        return Ok(());
+    }
+    tracing::info!(
+        subscription_id = %after.id, tenant = %after.tenant, revision = after.revision, from, to,
+        "a subscription goes to another host"
+    );
+    let occasion = Occasion::Moved {
+        from: &from,
+        to: &to,
+        revision: after.revision,
+        now: time::write(after.updated_at),
+    };
+    let notice = notices::subscription(&occasion, &after.tenant, &after.id);
+    notices::insert(connection, &notice).await
 }
 
 impl Store {
@@ -177,6 +205,9 @@ impl Store {
                 return Ok(None);
             }
             lease.commit().await?;
+            if let Some(before) = before {
+                tell_moved(&mut lease, &before.subscription, &stored.subscription).await?;
+            }
             Ok(Some(stored))
         })
         .await

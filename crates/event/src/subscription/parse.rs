@@ -319,7 +319,7 @@ fn moves(patch: &Map<String, Value>, current: &str) -> bool {
     patch
         .get("target_url")
         .and_then(Value::as_str)
-        .is_some_and(|new| host(new) != host(current))
+        .is_some_and(|new| super::host_of(new) != super::host_of(current))
 }
 
 /// The headers after a patch. Their names are compared without case, as HTTP does.
