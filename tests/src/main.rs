@@ -14,6 +14,7 @@ mod faults;
 mod filters;
 mod forgets;
 mod hostile;
+mod fuzzed;
 mod hostile_input;
 mod intake;
 mod life;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use event::{
     reason::{AttemptError, DeadReason},
     retry::RetryPolicy,
+    retry_after,
 };
-use jiff::{SignedDuration, Timestamp, civil, fmt::rfc2822, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::outcome::Outcome;
 
@@ -46,8 +47,6 @@ pub(crate) struct Case<'a> {
 const JITTER: f64 = 0.1;
 /// The longest an endpoint may put a retry off by `Retry-After`.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(24);
-/// A `Retry-After` further away than this is a mistake, and is ignored.
-const RETRY_AFTER_SANE: SignedDuration = SignedDuration::from_hours(24 * 366);
 /// A target we may not dial stays so: a few tries cover an operator's mistake, more are noise.
 const NOT_ALLOWED_TRIES: u32 = 3;
 /// "Too large" and "unsupported media type" speak of the request itself, which does not change.
@@ -133,33 +132,8 @@ pub(crate) fn asked_pause(outcome: &Outcome, now: Timestamp) -> Option<SignedDur
     if !matches!(outcome.status, Some(429 | 503)) {
         return None;
     }
-    let pause = retry_after(outcome.retry_after.as_deref()?, now)?;
+    let pause = retry_after::read(outcome.retry_after.as_deref()?, now)?;
     Some(pause.min(RETRY_AFTER_MAX))
-}
-
-/// Reads a `Retry-After`: whole seconds, or a date in any of HTTP's three forms. What is neither,
-/// lies in the past or is absurdly far away says nothing.
-fn retry_after(text: &str, now: Timestamp) -> Option<SignedDuration> {
-    let text = text.trim_matches([' ', '\t']);
-    let pause = if text.bytes().all(|b| b.is_ascii_digit()) {
-        SignedDuration::from_secs(text.parse().ok()?)
-    } else {
-        http_date(text)?.duration_since(now)
-    };
-    (SignedDuration::ZERO < pause && pause <= RETRY_AFTER_SANE).then_some(pause)
-}
-
-fn http_date(text: &str) -> Option<Timestamp> {
-    // IMF-fixdate is an RFC 2822 date; the two older forms are spelled out.
-    if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {
-        return Some(at);
-    }
-    ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"]
-        .into_iter()
-        .find_map(|form| {
-            let at = civil::DateTime::strptime(form, text).ok()?;
-            TimeZone::UTC.to_timestamp(at).ok()
-        })
 }
 
 #[cfg(test)]

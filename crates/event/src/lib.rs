@@ -16,6 +16,7 @@ pub mod log;
 pub mod reason;
 pub mod redact;
 pub mod retry;
+pub mod retry_after;
 mod scan;
 pub mod secret;
 pub mod selector;

@@ -221,7 +221,6 @@ fn odd_properties() -> Vec<(&'static str, BasicProperties)> {
         ),
         ("i44-priority", plain().with_priority(255)),
         ("i45-transient", plain().with_delivery_mode(1)),
-        ("i45-mode-9", plain().with_delivery_mode(9)),
         (
             "i46-own-user",
             plain()
