@@ -2,22 +2,28 @@
 
 use std::time::Instant;
 
-use broker::{Consume, Queue, Received, Ticket};
+use broker::{Consume, Queue, Received, Ticket, clock};
 use event::delivery::DeadLetter;
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use store::{Quarantined, Store};
+use store::Quarantined;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Parts, RETRY_AFTER, give_back, metrics::Table, notices::Listeners, read};
+use crate::{
+    RETRY_AFTER, give_back,
+    memory::{Memory, Recording},
+    metrics::Table,
+    notices::Listeners,
+    read,
+};
 
 /// The most messages recorded in one transaction.
 const BATCH_MAX: usize = 200;
 
 pub(crate) struct Drain<'a> {
     pub(crate) queue: Queue,
-    pub(crate) parts: &'a Parts,
+    pub(crate) parts: &'a Recording<'a>,
     pub(crate) listeners: &'a Listeners,
     pub(crate) stop: &'a CancellationToken,
 }
@@ -43,7 +49,7 @@ impl Drain<'_> {
 
     /// Records a batch, waiting out a store that is away; false when stopped before it was.
     async fn record(&self, batch: Vec<Received>) -> bool {
-        let mut batch = Batch::read(self.queue, batch, Timestamp::now());
+        let mut batch = Batch::read(self.queue, batch, clock::now());
         let mut away = false;
         loop {
             let begun = Instant::now();
@@ -117,7 +123,7 @@ impl Batch {
         batch
     }
 
-    async fn write(&self, store: &Store, listeners: &Listeners) -> Result<(), store::Error> {
+    async fn write(&self, store: &Memory, listeners: &Listeners) -> Result<(), store::Error> {
         if !self.letters.is_empty() {
             let tells = |letter: &DeadLetter| listeners.listen_to_the_dead(&letter.tenant);
             store.record_dead_and_tell(&self.letters, tells).await?;

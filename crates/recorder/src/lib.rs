@@ -9,10 +9,13 @@ mod drain;
 pub mod jobs;
 mod left_behind;
 mod log;
+mod memory;
 pub mod metrics;
 mod notices;
 mod read;
 mod settings;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use broker::{Broker, Consume, Queue};
 use drain::Drain;
 use futures_util::FutureExt;
+use memory::Recording;
 use metrics::Metrics;
 use notices::Listeners;
 pub use settings::Retention;
@@ -55,9 +59,10 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         return;
     }
     let listeners = Listeners::new(parts.feed.clone());
+    let recording = Recording::from(&parts);
     let drain = |queue| Drain {
         queue,
-        parts: &parts,
+        parts: &recording,
         listeners: &listeners,
         stop: &stop,
     };
@@ -65,7 +70,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     tokio::join!(
         dead.run(),
         quarantine.run(),
-        log::run(&parts, &stop),
+        log::run(&recording, &stop),
         notices::run(&parts, &listeners, &stop),
         upkeep::run(&parts, &stop),
         left_behind::run(&parts, &stop),

@@ -4,17 +4,22 @@
 
 use std::time::{Duration, Instant};
 
-use broker::{Queue, Received, Ticket};
+use broker::{Consume, Queue, Received, Ticket, clock};
 use event::{
     SubscriptionId,
     log::{Archived, HeldDelivery, LogEntry},
 };
 use jiff::Timestamp;
-use store::{Error, Quarantined, Store};
+use store::{Error, Quarantined};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::{Parts, RETRY_AFTER, give_back, metrics::Table, read};
+use crate::{
+    RETRY_AFTER, give_back,
+    memory::{Memory, Recording},
+    metrics::Table,
+    read,
+};
 
 /// Unsettled messages held from each queue; each has many records under load.
 const PREFETCH: u16 = 256;
@@ -27,9 +32,12 @@ const LINGER: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 200 })
 /// Without a message for so long the recorder is level.
 const QUIET: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
-    let mut archive = parts.broker.consume(Queue::Archive, PREFETCH).await;
-    let mut log = parts.broker.consume(Queue::Log, PREFETCH).await;
+pub(crate) async fn run(parts: &Recording<'_>, stop: &CancellationToken) {
+    let mut sources = Sources {
+        archive: parts.broker.consume(Queue::Archive, PREFETCH).await,
+        log: parts.broker.consume(Queue::Log, PREFETCH).await,
+        log_first: false,
+    };
     'batches: loop {
         let mut batch = Batch::default();
         let quiet = tokio::time::sleep(QUIET);
@@ -37,13 +45,10 @@ pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
         let mut level = false;
         while batch.tickets.is_empty() {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break 'batches,
-                message = archive.next() => match message {
-                    Some(message) => batch.add(Queue::Archive, message),
-                    None => break 'batches,
-                },
-                message = log.next() => match message {
-                    Some(message) => batch.add(Queue::Log, message),
+                (queue, message) = sources.next() => match message {
+                    Some(message) => batch.add(queue, message),
                     None => break 'batches,
                 },
                 () = &mut quiet, if !level => {
@@ -56,10 +61,10 @@ pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
         tokio::pin!(linger);
         while batch.has_room() {
             let (queue, message) = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 () = &mut linger => break,
-                message = archive.next() => (Queue::Archive, message),
-                message = log.next() => (Queue::Log, message),
+                next = sources.next() => next,
             };
             match message {
                 Some(message) => batch.add(queue, message),
@@ -70,8 +75,35 @@ pub(crate) async fn run(parts: &Parts, stop: &CancellationToken) {
             break;
         }
     }
-    give_back(archive).await;
-    give_back(log).await;
+    give_back(sources.archive).await;
+    give_back(sources.log).await;
+}
+
+/// The two queues that a batch is made from.
+struct Sources {
+    archive: Box<dyn Consume>,
+    log: Box<dyn Consume>,
+    /// They take turns, so that neither keeps the other waiting.
+    log_first: bool,
+}
+
+impl Sources {
+    async fn next(&mut self) -> (Queue, Option<Received>) {
+        self.log_first = !self.log_first;
+        if self.log_first {
+            tokio::select! {
+                biased;
+                message = self.log.next() => (Queue::Log, message),
+                message = self.archive.next() => (Queue::Archive, message),
+            }
+        } else {
+            tokio::select! {
+                biased;
+                message = self.archive.next() => (Queue::Archive, message),
+                message = self.log.next() => (Queue::Log, message),
+            }
+        }
+    }
 }
 
 /// A batch read once, written as often as it takes.
@@ -105,7 +137,7 @@ impl Batch {
         };
         if let Some(detail) = unreadable {
             self.quarantined
-                .push(read::unreadable(&message, detail, Timestamp::now()));
+                .push(read::unreadable(&message, detail, clock::now()));
         }
         self.tickets.push(message.ticket);
     }
@@ -121,7 +153,7 @@ impl Batch {
     }
 
     /// Records the batch, waiting out a store that is away; false when stopped before it was.
-    async fn record(mut self, parts: &Parts, stop: &CancellationToken) -> bool {
+    async fn record(mut self, parts: &Recording<'_>, stop: &CancellationToken) -> bool {
         let metrics = &parts.metrics;
         let oldest = self.oldest();
         // All of it, unless that proves too much for one call.
@@ -136,7 +168,7 @@ impl Batch {
                         away = false;
                     }
                     metrics.batch_seconds.observe(begun.elapsed().as_secs_f64());
-                    metrics.lag_since(oldest, Timestamp::now());
+                    metrics.lag_since(oldest, clock::now());
                     if finished {
                         self.tickets.drain(..).for_each(Ticket::ack);
                         if let Err(error) = judge(parts, &self.failing).await {
@@ -164,7 +196,7 @@ impl Batch {
                 }
             }
             part = (part / 2).max(1);
-            metrics.lag_since(oldest, Timestamp::now());
+            metrics.lag_since(oldest, clock::now());
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = tokio::time::sleep(RETRY_AFTER) => {}
@@ -173,7 +205,7 @@ impl Batch {
     }
 
     /// Writes the next part; whether it was the last.
-    async fn write(&mut self, parts: &Parts, part: usize) -> Result<bool, Error> {
+    async fn write(&mut self, parts: &Recording<'_>, part: usize) -> Result<bool, Error> {
         if self.done < self.len() {
             let end = (self.done + part).min(self.len());
             let events = self.archived.len();
@@ -201,7 +233,7 @@ impl Batch {
 
     /// Keeps what is held, once the log tells of it. What the store will never take goes where a
     /// person can see it.
-    async fn write_held(&mut self, parts: &Parts) -> Result<(), Error> {
+    async fn write_held(&mut self, parts: &Recording<'_>) -> Result<(), Error> {
         if self.held.is_empty() {
             return Ok(());
         }
@@ -217,7 +249,7 @@ impl Batch {
                         Err(error) => {
                             error!(%error, "the store refused a held delivery, which goes to quarantine");
                             let detail = format!("the store refused this record: {error}");
-                            refused.push(read::refused(held, "log", detail, Timestamp::now()));
+                            refused.push(read::refused(held, "log", detail, clock::now()));
                         }
                     }
                 }
@@ -230,7 +262,7 @@ impl Batch {
         Ok(())
     }
 
-    async fn write_quarantined(&self, store: &Store) -> Result<(), Error> {
+    async fn write_quarantined(&self, store: &Memory) -> Result<(), Error> {
         if self.quarantined.is_empty() {
             return Ok(());
         }
@@ -241,7 +273,7 @@ impl Batch {
     fn set_aside(&mut self, error: &Error) {
         let events = self.archived.len();
         let detail = format!("the store refused this record: {error}");
-        let now = Timestamp::now();
+        let now = clock::now();
         let row = if self.done < events {
             read::refused(&self.archived[self.done], "archive", detail, now)
         } else {
@@ -261,11 +293,11 @@ impl Batch {
 }
 
 /// Holds what fails against its limits.
-pub(crate) async fn judge(parts: &Parts, failing: &[SubscriptionId]) -> Result<(), Error> {
+pub(crate) async fn judge(parts: &Recording<'_>, failing: &[SubscriptionId]) -> Result<(), Error> {
     if failing.is_empty() {
         return Ok(());
     }
-    let judged = parts.store.judge_failing(failing, Timestamp::now()).await?;
+    let judged = parts.store.judge_failing(failing, clock::now()).await?;
     for id in &judged.warned {
         info!(subscription_id = %id, "half of delivery.disable_after is used up");
     }

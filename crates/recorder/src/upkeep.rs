@@ -56,7 +56,7 @@ async fn round(parts: &Parts, now: Timestamp) -> Result<(), Error> {
     let mut after = None;
     loop {
         let failing = parts.store.failing(after.as_ref(), 500).await?;
-        judge(parts, &failing).await?;
+        judge(&parts.into(), &failing).await?;
         match failing.last() {
             Some(last) => after = Some(last.clone()),
             None => return Ok(()),

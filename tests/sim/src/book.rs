@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     content::{Content, Copy, Key},
+    memory::Remembered,
     plan::Plan,
 };
 
@@ -37,8 +38,8 @@ pub(crate) struct Life {
     pub(crate) receipts: u64,
     pub(crate) attempts: u64,
     pub(crate) dead: Vec<DeadReason>,
-    /// How often it was handed over to the recorder, and is there.
-    pub(crate) kept: u64,
+    /// How many messages to the recorder the broker holds that hand it over.
+    pub(crate) kept: i64,
     /// How many copies more there may be, by what was in flight at a fault.
     allowed: u64,
     /// Its endpoint answered 410.
@@ -114,6 +115,7 @@ pub(crate) struct Book {
     archived_confirmed: BTreeMap<usize, u64>,
     pub(crate) step: u64,
     pub(crate) counts: Counts,
+    pub(crate) remembered: Remembered,
     pub(crate) faults: Vec<String>,
     /// When the store last did not answer: until then a process may not know of a change.
     pub(crate) store_away_until: Duration,
@@ -135,6 +137,7 @@ impl Book {
             archived_confirmed: BTreeMap::new(),
             step: 1,
             counts: Counts::default(),
+            remembered: Remembered::default(),
             faults: Vec::new(),
             store_away_until: Duration::ZERO,
         }
@@ -181,6 +184,9 @@ impl Book {
     }
 
     fn has_ended(&self, key: Key) -> bool {
+        if self.remembered.held.contains_key(&key) {
+            return true;
+        }
         let Some(life) = self.lives.get(&key) else {
             return self.is_filtered(key);
         };
@@ -399,7 +405,7 @@ impl Book {
                     self.acks_copy(link, copy, since, alone);
                 }
             }
-            _ => {}
+            _ => self.acks_record(content),
         }
     }
 
@@ -458,6 +464,12 @@ impl Book {
                     }
                 }
             }
+            Content::Log { held, .. } => {
+                for (key, _) in held {
+                    self.life(*key).kept -= 1;
+                    self.not_lost(*key);
+                }
+            }
             Content::Bundle(copies) => {
                 for copy in copies {
                     let life = self.life(copy.key);
@@ -470,6 +482,65 @@ impl Book {
             }
             _ => {}
         }
+    }
+
+    fn not_lost(&mut self, key: Key) {
+        let copies = self.lives.get(&key).map_or(0, |life| life.copies);
+        if copies == 0 && !self.has_ended(key) && !self.states[key.1].is_deleted {
+            self.breach(format!("{} is lost: nobody has it any more", shown(key)));
+        }
+    }
+
+    /// A recorder says that what it took is on record.
+    fn acks_record(&mut self, content: &Content) {
+        let known = &self.remembered;
+        let poison = self.plan.poison;
+        let missing: Vec<String> = match content {
+            Content::Archive(events) => {
+                let lacks =
+                    |event: &&usize| !known.events.contains_key(*event) && Some(**event) != poison;
+                let missing = events.iter().filter(lacks);
+                missing.map(|event| format!("event e{event}")).collect()
+            }
+            Content::Log { entries, held } => {
+                let lacks = |entry: &&(Key, DeliveryState, u32)| {
+                    let on_record = known.deliveries.get(&entry.0);
+                    on_record.is_none_or(|known| known.attempts < entry.2)
+                };
+                let entries = entries.iter().filter(lacks);
+                let held = held
+                    .iter()
+                    .filter(|(key, _)| !known.held_once.contains_key(key));
+                let entries = entries.map(|(key, ..)| format!("the entry of {}", shown(*key)));
+                let held = held.map(|(key, _)| format!("the held {}", shown(*key)));
+                entries.chain(held).collect()
+            }
+            Content::Dead { key, .. } if !known.dead.contains_key(key) => {
+                vec![format!("the dead letter of {}", shown(*key))]
+            }
+            _ => Vec::new(),
+        };
+        for what in missing {
+            self.breach(format!("{what} was acknowledged before it was on record"));
+        }
+    }
+
+    /// At the end the store tells of every delivery what became of it.
+    fn is_told(&self, key: Key, ends: DeliveryState) -> Result<(), String> {
+        let told = self
+            .remembered
+            .deliveries
+            .get(&key)
+            .map(|known| known.state);
+        if told == Some(ends) {
+            return Ok(());
+        }
+        let told = told.map_or("nothing", DeliveryState::word);
+        let ends = ends.word();
+        Err(format!(
+            "{} is {ends}, and the store says {told}",
+            shown(key)
+        ))
     }
 
     /// This may come twice: what became of it is unknown to who had it in hand.
@@ -539,9 +610,10 @@ impl Book {
                 let key = (event, subscription);
                 let unknown = Life::default();
                 let life = self.lives.get(&key).unwrap_or(&unknown);
+                let kept = u64::from(self.remembered.held.contains_key(&key));
                 let ends = life.receipts
                     + life.dead.len() as u64
-                    + life.kept
+                    + kept
                     + u64::try_from(life.copies.max(0)).unwrap_or(0);
                 let more = ends.saturating_sub(1);
                 self.counts.duplicates += life.receipts.saturating_sub(1);
@@ -552,7 +624,7 @@ impl Book {
                         shown(key),
                         life.receipts,
                         life.dead.len(),
-                        life.kept,
+                        kept,
                         life.copies,
                         life.allowed
                     ));
@@ -563,10 +635,27 @@ impl Book {
                 if !self.listens(key) {
                     continue;
                 }
+                let logs = self.plan.archive != Archive::Off;
+                let told = match () {
+                    // With more than one end, which of them came last is nobody's promise.
+                    () if !logs || ends > 1 => Ok(()),
+                    () if life.receipts > 0 => self.is_told(key, DeliveryState::Delivered),
+                    () if !life.dead.is_empty() => self.is_told(key, DeliveryState::Dead),
+                    () if kept > 0 => self.is_told(key, DeliveryState::Held),
+                    () if life.copies > 0 || !self.must(key) => Ok(()),
+                    () => self.is_told(key, DeliveryState::Filtered),
+                };
+                breaches.extend(told.err());
+                if !life.dead.is_empty() && !self.remembered.dead.contains_key(&key) {
+                    breaches.push(format!(
+                        "the dead letter of {} is not on record",
+                        shown(key)
+                    ));
+                }
                 all[match () {
                     () if life.receipts > 0 => 0,
                     () if !life.dead.is_empty() => 1,
-                    () if life.kept > 0 => 2,
+                    () if kept > 0 => 2,
                     () if life.copies > 0 => 3,
                     () if self.is_filtered(key) => 4,
                     () if !self.must(key) => 5,
@@ -579,7 +668,7 @@ impl Book {
                 if life.copies > 0 && !state.is_paused && !state.is_disabled {
                     breaches.push(format!("{} still waits, and nobody holds it", shown(key)));
                 }
-                if life.kept > 0 && !state.is_paused && !state.is_disabled && !state.is_deleted {
+                if kept > 0 && !state.is_paused && !state.is_disabled && !state.is_deleted {
                     breaches.push(format!("{} is still held after the resume", shown(key)));
                 }
             }

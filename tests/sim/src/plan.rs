@@ -18,6 +18,8 @@ pub(crate) struct Plan {
     pub(crate) heals: Duration,
     pub(crate) routers: usize,
     pub(crate) deliverers: usize,
+    /// An event that the store will never take.
+    pub(crate) poison: Option<usize>,
     pub(crate) bundle_max: usize,
     pub(crate) router_prefetch: u16,
     pub(crate) bundles_in_flight: usize,
@@ -111,6 +113,8 @@ impl Plan {
             .collect();
         let routers = if chance.percent(20) { 2 } else { 1 };
         let deliverers = if chance.percent(40) { 2 } else { 1 };
+        // And the recorder.
+        let processes = routers + deliverers + 1;
         let mut script: Vec<_> = events
             .iter()
             .enumerate()
@@ -119,10 +123,10 @@ impl Plan {
         changes(&mut chance, &subscriptions, heals, &mut script);
         // One seed in four is without a fault of ours: then nothing may arrive twice.
         if !chance.percent(25) {
-            faults(&mut chance, routers + deliverers, heals, &mut script);
+            faults(&mut chance, processes, heals, &mut script);
         }
         if chance.percent(50) {
-            let place = chance.between(0, (routers + deliverers) as u64 - 1);
+            let place = chance.between(0, processes as u64 - 1);
             let at = during(&mut chance, heals);
             script.push((at, Step::Restart(usize::try_from(place).expect("small"))));
         }
@@ -140,6 +144,7 @@ impl Plan {
             bundles_in_flight: *chance.pick(&[1, 2, 8]),
             max_in_flight: *chance.pick(&[1, 4, 256]),
             breaker_failures: *chance.pick(&[1, 2, 4]),
+            poison: chance.percent(10).then_some(0),
             breaker_pause_max: Duration::from_secs(chance.between(1, 60)),
         }
     }

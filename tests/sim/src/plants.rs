@@ -28,12 +28,14 @@ pub(crate) enum Plant {
     RetryTooEarly,
     RecipientForgotten,
     ChangesNotFollowed,
+    HeldNotRecorded,
+    StoreErrorTakenForCommit,
     /// One in the stages, by its name there.
     Inside(&'static str),
 }
 
 /// All of them.
-pub(crate) const ALL: [Plant; 20] = [
+pub(crate) const ALL: [Plant; 22] = [
     Plant::AckBeforeConfirm,
     Plant::ReturnTakenForConfirm,
     Plant::NackTakenForConfirm,
@@ -49,6 +51,8 @@ pub(crate) const ALL: [Plant; 20] = [
     Plant::RetryTooEarly,
     Plant::RecipientForgotten,
     Plant::ChangesNotFollowed,
+    Plant::HeldNotRecorded,
+    Plant::StoreErrorTakenForCommit,
     Plant::Inside("clock of the machine"),
     Plant::Inside("bundle acked with its first share"),
     Plant::Inside("breaker never closes"),

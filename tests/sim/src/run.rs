@@ -26,6 +26,7 @@ use crate::{
     book::{Book, Counts},
     chance::Chance,
     link::Wire,
+    memory::Simulated,
     plan::{Plan, Step},
     plants::Plant,
     receivers::Endpoints,
@@ -69,7 +70,7 @@ pub(crate) fn run(
             planted: plant.and_then(Plant::inside),
         });
         let running = Running::new(seed, begins, plant, dialects.clone(), traces);
-        Box::pin(running.to_the_end()).await
+        Box::pin(running.finish()).await
     })
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn run(
 enum Role {
     Router,
     Deliverer,
+    Recorder,
 }
 
 struct Process {
@@ -137,7 +139,7 @@ impl Running {
         }
     }
 
-    async fn to_the_end(mut self) -> Report {
+    async fn finish(mut self) -> Report {
         let _happens = AbortOnDropHandle::new(tokio::spawn(self.world.clone().run()));
         self.show(1);
         let (routers, deliverers, mut script, heals) = {
@@ -146,11 +148,11 @@ impl Running {
             let script = std::mem::take(&mut plan.script);
             (plan.routers, plan.deliverers, script, plan.heals)
         };
-        for place in 0..routers + deliverers {
-            let role = if place < routers {
-                Role::Router
-            } else {
-                Role::Deliverer
+        for place in 0..=routers + deliverers {
+            let role = match place {
+                place if place < routers => Role::Router,
+                place if place < routers + deliverers => Role::Deliverer,
+                _ => Role::Recorder,
             };
             let process = self.start(role, place, Duration::ZERO);
             self.processes.push(process);
@@ -251,18 +253,13 @@ impl Running {
 
     /// Sends what was handed over to subscriptions that are active.
     fn resend(&self) {
-        let due = {
-            let mut state = self.world.lock();
-            let state = &mut *state;
-            let states = &state.book.states;
-            let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut state.handed_over)
-                .into_iter()
-                .partition(|(key, _)| {
-                    let of = &states[key.1];
-                    !of.is_paused && !of.is_disabled && !of.is_deleted
-                });
-            state.handed_over = rest;
-            due
+        let is_away = Instant::now() < *self.store_away_until.lock().expect("not poisoned");
+        let due: Vec<_> = {
+            let state = self.world.lock();
+            let held = state.book.remembered.held.iter();
+            held.filter(|(key, _)| !is_away && is_sendable(&state.book, key.1))
+                .map(|(key, (item, _))| (*key, item.clone()))
+                .collect()
         };
         let revision = self.revision();
         for (key, mut item) in due {
@@ -275,10 +272,8 @@ impl Running {
 
     fn is_at_rest(&self) -> bool {
         let state = self.world.lock();
-        let sendable = state.handed_over.iter().any(|(key, _)| {
-            let of = &state.book.states[key.1];
-            !of.is_paused && !of.is_disabled && !of.is_deleted
-        });
+        let mut held = state.book.remembered.held.keys();
+        let sendable = held.any(|key| is_sendable(&state.book, key.1));
         !sendable && state.is_at_rest() && self.endings.iter().all(JoinHandle::is_finished)
     }
 
@@ -296,6 +291,9 @@ impl Running {
                 | Step::StoreAway(_)
         );
         self.had_faults |= is_fault;
+        if is_fault {
+            self.world.lock().breaks_until = Some(now + Duration::from_secs(5));
+        }
         self.world.lock().book.counts.faults += u64::from(is_fault);
         match step {
             Step::Publish(number) => self.publish(number),
@@ -497,6 +495,11 @@ impl Running {
             breaker_pause_max: plan.breaker_pause_max,
             ..deliverer::Settings::default()
         };
+        let memory = Arc::new(Simulated {
+            world: self.world.clone(),
+            away_until: self.store_away_until.clone(),
+            plant: self.plant,
+        });
         let receivers = Arc::new(Endpoints {
             world: self.world.clone(),
             link,
@@ -516,6 +519,14 @@ impl Running {
                 Box::pin(async move {
                     let ended = router::run(parts, stop).await;
                     ended.map_err(|error| error.to_string())
+                })
+            }
+            Role::Recorder => {
+                let metrics = recorder::metrics::Metrics::register(&Registry::new())
+                    .expect("a registry of its own");
+                Box::pin(async move {
+                    recorder::sim::run(broker, feed, memory, metrics, stop).await;
+                    Ok(())
                 })
             }
             Role::Deliverer => {
@@ -539,6 +550,12 @@ impl Running {
             }
         }
     }
+}
+
+/// Whether what is held for a subscription may go.
+fn is_sendable(book: &Book, place: usize) -> bool {
+    let of = &book.states[place];
+    !of.is_paused && !of.is_disabled && !of.is_deleted
 }
 
 fn stored(plan: &Plan, place: usize, state: &str, revision: u64) -> Arc<Stored> {

@@ -97,7 +97,8 @@ pub(crate) struct State {
     pub(crate) alarm_until: Option<Instant>,
     pub(crate) full_until: Option<Instant>,
     pub(crate) unbound_until: Option<Instant>,
-    pub(crate) handed_over: Vec<(Key, event::delivery::Item)>,
+    /// Until then things break.
+    pub(crate) breaks_until: Option<Instant>,
     /// What happened, where somebody wants to read it.
     pub(crate) trace: Option<Vec<String>>,
     /// How many breaches the trace has.
@@ -124,7 +125,7 @@ impl World {
             alarm_until: None,
             full_until: None,
             unbound_until: None,
-            handed_over: Vec::new(),
+            breaks_until: None,
             trace: traces.then(Vec::new),
             told: 0,
             sum: 0,
@@ -209,6 +210,11 @@ impl State {
         self.actions.insert((at, self.next), Box::new(action));
     }
 
+    /// Whether something may break now.
+    pub(crate) fn breaks(&self) -> bool {
+        self.is(self.breaks_until)
+    }
+
     fn is(&self, until: Option<Instant>) -> bool {
         until.is_some_and(|until| Instant::now() < until)
     }
@@ -252,7 +258,7 @@ impl State {
             Ok(content) => {
                 self.tell(|| format!("resumed: {}", content.shown()));
                 self.book.stored(&content);
-                self.book.lives.entry(key).or_default().kept -= 1;
+                self.book.remembered.held.remove(&key);
                 self.put(Queue::Deliver, parcel, content);
             }
             Err(error) => self.book.breach(error),
@@ -399,14 +405,15 @@ impl State {
 
     fn store(&mut self, parcel: Parcel, content: Arc<Content>) {
         self.book.stored(&content);
-        if let Content::Log { held, .. } = &*content {
-            self.handed_over.extend(held.iter().cloned());
-        }
         match parcel.route {
             Route::DeliverAt(_) => self.climb(None, parcel, content),
             Route::Deliver => self.put(Queue::Deliver, parcel, content),
-            // Nobody takes these in the simulation: the book has read them.
-            _ => {}
+            Route::Dead => self.put(Queue::Dead, parcel, content),
+            Route::Quarantine => self.put(Queue::Quarantine, parcel, content),
+            Route::Archive => self.put(Queue::Archive, parcel, content),
+            Route::Log => self.put(Queue::Log, parcel, content),
+            // Refused where it was read.
+            Route::Events { .. } => {}
         }
     }
 
@@ -468,7 +475,8 @@ impl State {
         prefetch: u16,
     ) -> Option<(u64, u32, Entry)> {
         let held = &self.links[link];
-        if !held.is_alive || !held.consumes || held.out.len() >= usize::from(prefetch) {
+        let of_queue = held.out.values().filter(|out| out.queue == queue).count();
+        if !held.is_alive || !held.consumes || of_queue >= usize::from(prefetch) {
             return None;
         }
         if !self.goes_on() {
@@ -554,7 +562,8 @@ impl State {
         } = out;
         entry.redelivered = true;
         entry.returns += 1;
-        if entry.returns > topology::RETURNS_MAX {
+        let is_ours = matches!(queue, Queue::Inbox | Queue::Deliver);
+        if is_ours && entry.returns > topology::RETURNS_MAX {
             let content = entry.content.shown();
             self.book
                 .breach(format!("{content} was handed out too often"));
