@@ -151,7 +151,7 @@ impl House {
             egress: Egress {
                 allow: vec!["127.0.0.0/8".parse().expect("a network")],
                 require_https: false,
-                ca_file: None,
+                ..Egress::default()
             },
             loaders: self.loaders.clone(),
             archive: self.archive,
