@@ -31,6 +31,7 @@ mod remembers;
 mod replay;
 mod retries;
 mod rude_clients;
+mod secrets;
 mod signatures;
 mod store_contract;
 // Not every helper is used on every path.
