@@ -19,6 +19,7 @@ mod quarantine;
 mod retention;
 mod runs;
 mod subscriptions;
+mod tail;
 mod tokens;
 mod versions;
 
