@@ -28,6 +28,8 @@ async fn strict(more: &[(&'static str, String)]) -> World {
     let mut settings = vec![
         ("egress.allow", String::new()),
         ("egress.require_https", "false".to_owned()),
+        // How busy the machine is must not decide.
+        ("delivery.connect_timeout", "30s".to_owned()),
     ];
     settings.extend_from_slice(more);
     World::with(Kind::Embedded, 1, &settings).await
@@ -35,7 +37,7 @@ async fn strict(more: &[(&'static str, String)]) -> World {
 
 /// Four attempts, a second apart: one more than a target that is not allowed gets.
 fn tries() -> Value {
-    json!({"timeout": "10s", "retry": {"delays": ["1s", "1s", "1s"]}})
+    json!({"timeout": "30s", "retry": {"delays": ["1s", "1s", "1s"]}})
 }
 
 /// A delivery with its attempts, once it is in a state that will do.

@@ -675,11 +675,11 @@ async fn r25_r30_r31_connections_are_kept_only_where_that_is_safe() {
     world.receiver.plan(
         "/late",
         [
-            Answer::status(200).after(Duration::from_secs(6)),
+            Answer::status(200).after(Duration::from_secs(20)),
             Answer::status(200),
         ],
     );
-    let more = json!({"delivery": {"timeout": "3s", "retry": {"delays": ["1s"]}}});
+    let more = json!({"delivery": {"timeout": "10s", "retry": {"delays": ["1s"]}}});
     let late = world.subscribe("/late", &["appointment.*"], more).await;
     let event = world.publish(json!({"type": "appointment.created"})).await;
     let delivery = became(&world, &late.id, &event, is_over).await;
