@@ -214,20 +214,16 @@ async fn t9_a_publisher_is_held_to_its_tenants() {
     let sent = publish(&unknown, events, "a.b", Some("stranger"), &fourth).await;
     sent.expect("the broker takes it");
     // Several in one message, one of them another's: forged as if our own intake had made it.
-    let lines = format!(
-        "{}\n{}",
-        event("bad-5", "salon-17"),
-        event("bad-6", "other-1")
-    );
+    let list = json!([event("bad-5", "salon-17"), event("bad-6", "other-1")]).to_string();
     let options = BasicPublishOptions::default();
     let properties = BasicProperties::default()
         .with_user_id("publisher".into())
-        .with_content_type("application/x-ndjson".into());
+        .with_content_type("application/json".into());
     let batch = open.basic_publish(
         events.into(),
         broker::BATCH_KEY.into(),
         options,
-        lines.as_bytes(),
+        list.as_bytes(),
         properties,
     );
     batch
