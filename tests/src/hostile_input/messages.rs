@@ -213,7 +213,7 @@ fn odd_properties() -> Vec<(&'static str, BasicProperties)> {
         ),
         ("i42-zoo", plain().with_headers(zoo())),
         (
-            "i43-forged",
+            "i43-headers",
             plain()
                 .with_headers(forged())
                 .with_reply_to("postrider.quarantine".into())

@@ -128,7 +128,10 @@ async fn a_request_that_lies_or_brings_what_is_not_read_is_told_so() {
         let mut stream = TcpStream::connect(&api).await.expect("the API listens");
         stream.write_all(raw.head.as_bytes()).await.expect("sent");
         stream.write_all(&raw.body).await.expect("sent");
-        stream.shutdown().await.expect("half closed");
+        if raw.code == "body_broken" {
+            // Only so does the server learn that no more will come.
+            stream.shutdown().await.expect("half closed");
+        }
         let (status, problem) = answer(&mut stream, raw.name).await;
         assert_eq!(status, raw.status, "{}: {problem:#}", raw.name);
         assert_eq!(problem["code"], raw.code, "{}", raw.name);
