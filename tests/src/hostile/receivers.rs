@@ -151,7 +151,7 @@ fn rows() -> Vec<(&'static str, Does, Wanted)> {
         ("R03", Does::Floods(chunked.clone(), chunk), DELIVERED),
         (
             "R04",
-            Does::Drips(chunked.clone(), b"1\r\nx\r\n"),
+            Does::Drips(chunked, b"1\r\nx\r\n"),
             DELIVERED,
         ),
         ("R05", Does::Says(bomb("gzip")), DELIVERED),
