@@ -65,7 +65,10 @@ async fn serve(chain: Vec<CertificateDer<'static>>, key: &rcgen::KeyPair) -> Soc
             let accepting = acceptor.accept(stream);
             tokio::spawn(async move {
                 let mut stream = accepting.await.ok()?;
-                stream.read(&mut [0; 16_384]).await.ok()?;
+                let read = stream.read(&mut [0; 16_384]).await.ok()?;
+                if read == 0 {
+                    return None;
+                }
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
                 stream.write_all(answer).await.ok()?;
                 stream.shutdown().await.ok()
