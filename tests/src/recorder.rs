@@ -167,6 +167,9 @@ async fn what_only_fails_is_disabled_and_told_to_who_listens(world: World) {
     let shown = world.call("GET", &path, None).await.expect(200);
     assert_eq!(shown["state"], "disabled");
     let reason = text(&shown, "disabled_reason");
-    assert!(reason.starts_with("3 deliveries in a row failed"), "{reason}");
+    assert!(
+        reason.starts_with("3 deliveries in a row failed"),
+        "{reason}"
+    );
     world.finish().await;
 }

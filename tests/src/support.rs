@@ -3,8 +3,8 @@
 //!
 //! A server that is not installed fails the test with the command that installs it; nothing skips.
 
-pub(crate) mod checker;
 pub(crate) mod authority;
+pub(crate) mod checker;
 pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod dns;

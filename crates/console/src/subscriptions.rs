@@ -87,7 +87,10 @@ async fn create(
         "subscription created"
     );
     let location = format!("/v1/subscriptions/{}", stored.subscription.id);
-    let answer = (StatusCode::CREATED, shown(&Shown::with_secret(&stored).answering(&body)));
+    let answer = (
+        StatusCode::CREATED,
+        shown(&Shown::with_secret(&stored).answering(&body)),
+    );
     let mut answer = answer.into_response();
     if let Ok(location) = HeaderValue::try_from(location) {
         answer.headers_mut().insert(header::LOCATION, location);
@@ -343,7 +346,10 @@ pub(crate) fn with_rules<T>(app: &App, caller: &Caller, read: impl FnOnce(&Rules
 }
 
 /// The keys of a new subscription; one that the receiver has already stands in a fresh one's place.
-pub(crate) fn fresh_keys(signing: SigningChoice, mut given: Option<SigningKey>) -> Answer<SigningKeys> {
+pub(crate) fn fresh_keys(
+    signing: SigningChoice,
+    mut given: Option<SigningKey>,
+) -> Answer<SigningKeys> {
     let mut keys = SigningKeys::default();
     let kinds = [
         (signing.v1a, SigningKind::Ed25519),

@@ -69,8 +69,12 @@ impl TargetRules {
     pub fn check_url(&self, written: &str) -> Result<Url, Vec<Fault>> {
         let one = |message: String| vec![Fault::at("", message)];
         as_written(written).map_err(one)?;
-        let mut url = Url::parse(written)
-            .map_err(|error| one(format!("invalid_url: is not a URL: {}", lower(&error.to_string()))))?;
+        let mut url = Url::parse(written).map_err(|error| {
+            one(format!(
+                "invalid_url: is not a URL: {}",
+                lower(&error.to_string())
+            ))
+        })?;
         if url.as_str().len() > URL_BYTES_MAX {
             return Err(one(format!(
                 "must be at most {URL_BYTES_MAX} characters once encoded"
@@ -283,7 +287,9 @@ fn as_written(written: &str) -> Result<(), String> {
     }
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     if authority.contains('@') {
-        return Err("credentials_in_url: must not contain `user@`; send credentials as a header".into());
+        return Err(
+            "credentials_in_url: must not contain `user@`; send credentials as a header".into(),
+        );
     }
     if authority.contains(['{', '}']) {
         return Err("the host must be fixed: templates are not allowed in it".into());

@@ -284,13 +284,15 @@ impl Router {
             self.metrics.redelivered.inc();
         }
         let admitted = admit::admit(&message, at).and_then(|events| {
-            self.publishers.judge(&message, &events).map_err(|stranger| {
-                let cause = stranger.word();
-                let user = message.user_id.as_deref().unwrap_or("-");
-                warn!(user, cause, "a message is not its publisher's to send");
-                self.metrics.strangers.with_label_values(&[cause]).inc();
-                stranger.unfit()
-            })?;
+            self.publishers
+                .judge(&message, &events)
+                .map_err(|stranger| {
+                    let cause = stranger.word();
+                    let user = message.user_id.as_deref().unwrap_or("-");
+                    warn!(user, cause, "a message is not its publisher's to send");
+                    self.metrics.strangers.with_label_values(&[cause]).inc();
+                    stranger.unfit()
+                })?;
             Ok(events)
         });
         match admitted {

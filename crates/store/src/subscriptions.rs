@@ -200,14 +200,15 @@ impl Store {
             let known = stored.subscription.revision;
             let mut lease = self.database().write().await?;
             stored.subscription.revision = next_revision(&mut lease, &keys).await?;
+            let before = find(&mut lease, &stored.subscription.id, &keys).await?;
             if !update(&mut lease, &stored, known, &keys).await? {
                 lease.rollback().await?;
                 return Ok(None);
             }
-            lease.commit().await?;
             if let Some(before) = before {
                 tell_moved(&mut lease, &before.subscription, &stored.subscription).await?;
             }
+            lease.commit().await?;
             Ok(Some(stored))
         })
         .await

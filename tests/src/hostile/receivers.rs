@@ -149,11 +149,7 @@ fn rows() -> Vec<(&'static str, Does, Wanted)> {
             DELIVERED,
         ),
         ("R03", Does::Floods(chunked.clone(), chunk), DELIVERED),
-        (
-            "R04",
-            Does::Drips(chunked, b"1\r\nx\r\n"),
-            DELIVERED,
-        ),
+        ("R04", Does::Drips(chunked, b"1\r\nx\r\n"), DELIVERED),
         ("R05", Does::Says(bomb("gzip")), DELIVERED),
         ("R05", Does::Says(bomb("br")), DELIVERED),
         ("R05", Does::Says(bomb("zstd")), DELIVERED),

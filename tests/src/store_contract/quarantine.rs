@@ -61,7 +61,11 @@ async fn bytes_and_words_come_back(place: Place) {
     assert_eq!((&read.body, read.size), (&given.body, given.size));
     let listed = store.quarantined(None, &Paging::default()).await.unwrap();
     let heads = listed.items.iter().map(|item| (item.body.len(), item.size));
-    assert_eq!(heads.collect::<Vec<_>>(), [(0, empty.size), (0, given.size)], "no bodies");
+    assert_eq!(
+        heads.collect::<Vec<_>>(),
+        [(0, empty.size), (0, given.size)],
+        "no bodies"
+    );
     assert_eq!(
         (read.reason, read.first_seen),
         (given.reason, given.first_seen)

@@ -50,18 +50,22 @@ async fn a_run_is_one_owners_until_its_time_is_over(place: Place) {
         [true],
         "another event"
     );
-    assert_eq!(take("one", &[a.clone()], now()).await, [true], "its own");
+    assert_eq!(
+        take("one", std::slice::from_ref(&a), now()).await,
+        [true],
+        "its own"
+    );
     let later = now() + MINUTE;
     assert_eq!(
-        take("two", &[a.clone()], later).await,
+        take("two", std::slice::from_ref(&a), later).await,
         [false],
         "to the end"
     );
     let later = later + SignedDuration::from_nanos(1);
-    assert_eq!(take("two", &[a.clone()], later).await, [true]);
+    assert_eq!(take("two", std::slice::from_ref(&a), later).await, [true]);
     store.give_back_run("one", &a.delivery_id, 1).await.unwrap();
     assert_eq!(
-        take("one", &[a.clone()], later).await,
+        take("one", std::slice::from_ref(&a), later).await,
         [false],
         "not its own"
     );

@@ -210,7 +210,7 @@ async fn a_listener_lasts_for_as_long_as_it_is_extended(place: Place) {
     assert!(!ended.contains(&id));
     assert_eq!(ended.len(), 1, "the other one");
     let ended = store.end_listeners(now + 111.seconds()).await.unwrap();
-    assert_eq!(ended, [id.clone()]);
+    assert_eq!(ended, std::slice::from_ref(&id));
     assert!(
         store
             .subscription(&Sight::All, &id)

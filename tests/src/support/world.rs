@@ -341,7 +341,10 @@ impl World {
     pub(crate) async fn finish(self) {
         let wanted = self.ledger.lock().expect("no test thread panicked").clone();
         let metric = "postrider_deliveries_total";
-        for (fate, word) in [(Fate::Filtered, "filtered"), (Fate::Superseded, "superseded")] {
+        for (fate, word) in [
+            (Fate::Filtered, "filtered"),
+            (Fate::Superseded, "superseded"),
+        ] {
             let wanted = wanted.values().filter(|is| **is == fate).count() as f64;
             let outcome = format!("outcome=\"{word}\"");
             self.wait_for_metric(metric, &outcome, wanted).await;

@@ -157,6 +157,7 @@ pub fn parse_patch(
     };
     // Shown beside the subscription, and follows its key: whoever sends it back changes nothing.
     patch.remove("public_key");
+    patch.remove("warnings");
     form.names(&patch, &fields_of(current));
     if patch.remove("secret").is_some() {
         form.find("/secret", "is changed by rotate-secret");
@@ -310,12 +311,6 @@ fn fields_of(current: &Subscription) -> Map<String, Value> {
 
 /// Whether a patch sends deliveries to another host.
 fn moves(patch: &Map<String, Value>, current: &str) -> bool {
-    let host = |text: &str| {
-        url::Url::parse(text).ok().and_then(|url| {
-            url.host_str()
-                .map(|host| host.strip_suffix('.').unwrap_or(host).to_owned())
-        })
-    };
     patch
         .get("target_url")
         .and_then(Value::as_str)

@@ -26,6 +26,7 @@ fn create_for(
     let target = TargetRules {
         allow: vec!["127.0.0.0/8".parse().unwrap()],
         require_https: true,
+        ..TargetRules::default()
     };
     let rules = Rules {
         target: &target,
@@ -47,6 +48,7 @@ fn patch(current: &Subscription, body: &Value) -> Result<Subscription, Refusal> 
     let target = TargetRules {
         allow: vec!["127.0.0.0/8".parse().unwrap()],
         require_https: true,
+        ..TargetRules::default()
     };
     let rules = Rules {
         target: &target,

@@ -7,9 +7,7 @@ use event::{
 };
 use sqlx::{FromRow, Row, any::AnyRow};
 
-use super::{
-    DeliveryFilter, DeliveryRecord, DeliveryRow, LoggedAttempt, day_of, record::progress,
-};
+use super::{DeliveryFilter, DeliveryRecord, DeliveryRow, LoggedAttempt, day_of, record::progress};
 use crate::{
     Error, Page, Paging, Sight, Store,
     cursor::{Cursor, Wanted},

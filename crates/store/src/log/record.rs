@@ -405,13 +405,7 @@ impl<'a> Batch<'a> {
             let id: String = row.try_get(0)?;
             let number: i64 = row.try_get(2)?;
             let at: i64 = row.try_get(3)?;
-            let key = (
-                id.as_str(),
-                row.try_get(1)?,
-                number,
-                at,
-                row.try_get(4)?,
-            );
+            let key = (id.as_str(), row.try_get(1)?, number, at, row.try_get(4)?);
             let Some(row) = self.attempts.get(&key) else {
                 continue;
             };
