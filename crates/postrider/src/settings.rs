@@ -297,6 +297,11 @@ pub(crate) const KEYS: &[Key] = &[
         "How long quarantined messages are kept.",
     ),
     key(
+        "retention.versions",
+        "90d",
+        "How long it is remembered which version of a subject was sent to a subscription with `ordering` `latest`, since it was last asked for; at least 10 days.",
+    ),
+    key(
         "delivery.max_in_flight",
         "256",
         "Attempts under way at once in this process, 1 to 10000. What waits for its turn or its confirm is bounded to four times as many.",

@@ -12,6 +12,7 @@ mod record;
 
 pub(crate) use deliveries::changed_deliveries;
 pub(crate) use events::{Whole, changed_events, listens};
+pub use record::progress;
 
 use std::collections::BTreeMap;
 

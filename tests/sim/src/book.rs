@@ -505,7 +505,8 @@ impl Book {
             Content::Log { entries, held } => {
                 let lacks = |entry: &&(Key, DeliveryState, u32)| {
                     let on_record = known.deliveries.get(&entry.0);
-                    on_record.is_none_or(|known| known.attempts < entry.2)
+                    let progress = store::log::progress(entry.1, 0, entry.2);
+                    on_record.is_none_or(|known| known.progress < progress)
                 };
                 let entries = entries.iter().filter(lacks);
                 let held = held

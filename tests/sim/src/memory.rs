@@ -35,7 +35,8 @@ pub(crate) struct Remembered {
 /// How a delivery stands, by its latest entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known {
-    pub(crate) attempts: u32,
+    /// How far it has come, by the real store's own rule.
+    pub(crate) progress: i64,
     pub(crate) state: DeliveryState,
     at: Timestamp,
 }
@@ -99,12 +100,12 @@ impl Memory for Simulated {
                 for entry in entries {
                     let place = key(entry.event_id.as_str(), entry.subscription_id.as_str());
                     let now = Known {
-                        attempts: entry.attempts,
+                        progress: store::log::progress(entry.state, entry.run, entry.attempts),
                         state: entry.state,
                         at: entry.at,
                     };
                     let before = known.deliveries.entry(place).or_insert(now);
-                    if (now.attempts, now.at) >= (before.attempts, before.at) {
+                    if (now.progress, now.at) >= (before.progress, before.at) {
                         *before = now;
                     }
                 }

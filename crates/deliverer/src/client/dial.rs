@@ -245,6 +245,7 @@ impl Door {
 /// Asks the system: its file of hosts first, then its resolver, with the name as a whole one, so
 /// that no search domain is tried behind it.
 fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+    let name = name.strip_suffix('.').unwrap_or(name);
     let listed = fs::read_to_string(HOSTS).map_or_else(|_| Vec::new(), |text| hosts(&text, name));
     if !listed.is_empty() {
         return Ok(listed);

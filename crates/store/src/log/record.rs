@@ -428,8 +428,8 @@ type AttemptKey<'a> = (&'a str, i64, i64, i64, i64);
 
 /// How far a delivery has come, as a number that grows: a later run, then delivered, then more
 /// attempts, then an end. A delivery that arrived has arrived, whatever a second copy of its
-/// parcel may still do after a fault.
-pub(super) fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
+/// parcel may still do after a fault. For whoever keeps records as the store does: a simulation.
+pub fn progress(state: DeliveryState, run: u32, attempts: u32) -> i64 {
     let stage = match state {
         DeliveryState::Pending => 0,
         DeliveryState::Retrying | DeliveryState::Held => 1,
