@@ -204,7 +204,7 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key(
         "api.rate_limit.failures_per_minute",
-        "60",
+        "600",
         "Requests without a valid token from one address (in IPv6 a /64); more are answered 429, and a token that was good goes on. `0`: no limit.",
     ),
     key(

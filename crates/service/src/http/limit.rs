@@ -52,7 +52,7 @@ pub struct RateLimit {
 impl Default for RateLimit {
     fn default() -> Self {
         Self {
-            failures_per_minute: 60,
+            failures_per_minute: 600,
             requests_per_second: 5000,
         }
     }
