@@ -84,9 +84,16 @@ impl Place {
         }
     }
 
-    /// As another process would.
+    /// As another process would: it waits for a server that is busy with others.
     async fn open(&self) -> Store {
-        Store::open(&self.settings).await.expect("the store opens")
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            match Store::open(&self.settings).await {
+                Ok(store) => return store,
+                Err(store::Error::Unavailable(_)) if std::time::Instant::now() < deadline => {}
+                Err(error) => panic!("the store opens: {error}"),
+            }
+        }
     }
 
     /// Why it does not open with this key.

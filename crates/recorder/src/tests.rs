@@ -407,16 +407,14 @@ async fn what_only_fails_is_disabled_and_told_to_who_named_it() {
         .await;
     let stop = CancellationToken::new();
     let recorder = tokio::spawn(run(bench.parts(), stop.clone()));
-    for n in 0..4 {
-        let event = archived(n, &[]);
-        let letter = dead(&event, &failing);
-        bench.log(vec![tried(&event, &failing, 1, false)]).await;
-        if n == 3 {
-            bench
-                .publish(Route::Dead, serde_json::to_vec(&letter).unwrap())
-                .await;
-        }
-    }
+    let events = [0, 1, 2, 3].map(|n| archived(n, &[]));
+    let entries = events.iter().map(|event| tried(event, &failing, 1, false));
+    // As one batch: in two, the warning would be told before the end.
+    bench.log(entries.collect()).await;
+    let letter = dead(&events[3], &failing);
+    bench
+        .publish(Route::Dead, serde_json::to_vec(&letter).unwrap())
+        .await;
     let mut kinds: Vec<_> = published(&bench, 2)
         .await
         .iter()
