@@ -8,8 +8,8 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,19 +20,18 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::{
     Error, Store,
     claims::{Claim, Held, Key},
+    outage::{self, Outage, Patient},
 };
 
 /// How long the store may take to find claims; a caller of the intake waits for it.
 const FIND_MAX: Duration = Duration::from_secs(1);
 /// How long it may take to make them; routing stands still meanwhile.
 const CLAIM_MAX: Duration = Duration::from_secs(2);
-/// How often a store that did not answer is asked again.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How many ids one statement is asked about.
 const GROUP_MAX: usize = 512;
 /// Under load a statement waits until this long after the last one began, or until there are
@@ -93,7 +92,7 @@ pub struct Dedup {
 struct State {
     store: Store,
     window: SignedDuration,
-    off: AtomicBool,
+    outage: Outage,
     duplicates: AtomicU64,
 }
 
@@ -116,7 +115,7 @@ impl Dedup {
         let state = Arc::new(State {
             store,
             window,
-            off: AtomicBool::new(false),
+            outage: Outage::default(),
             duplicates: AtomicU64::new(0),
         });
         let (finding, to_find) = mpsc::channel(WAITING_MAX);
@@ -153,7 +152,7 @@ impl Dedup {
 
     /// Whether duplicates are not recognized just now, because the store does not answer.
     pub fn is_off(&self) -> bool {
-        self.state.off.load(Ordering::Relaxed)
+        self.state.outage.is_on()
     }
 
     /// Counts events that were published before and dropped.
@@ -202,38 +201,27 @@ impl State {
     }
 
     async fn ask<T>(&self, lane: &mpsc::Sender<Question<T>>, about: Vec<T>) -> Answer {
-        if self.off.load(Ordering::Relaxed) {
+        if self.outage.is_on() {
             return None;
         }
         let (answer, answered) = oneshot::channel();
         lane.send(Question { about, answer }).await.ok()?;
         answered.await.ok()?
     }
-
-    /// Says once that the store does not answer, and asks it again until it does.
-    fn go_off(self: &Arc<Self>, error: &Error) {
-        if !self.off.swap(true, Ordering::Relaxed) {
-            warn!(%error, "the store does not answer: events that are published twice are delivered twice");
-            tokio::spawn(until_back(Arc::downgrade(self)));
-        }
-    }
 }
 
-async fn until_back(state: Weak<State>) {
-    loop {
-        tokio::time::sleep(TRY_AGAIN).await;
-        let Some(state) = state.upgrade() else {
-            return;
-        };
-        match timeout(CLAIM_MAX, state.store.can_claim()).await {
-            Ok(Ok(())) => {
-                state.off.store(false, Ordering::Relaxed);
-                info!("the store answers again: duplicates are recognized");
-                return;
-            }
-            Ok(Err(error)) => debug!(%error, "the store does not answer yet"),
-            Err(_) => debug!("the store does not answer yet"),
-        }
+impl Patient for State {
+    const ANSWER_MAX: Duration = CLAIM_MAX;
+    const BEGINS: &str =
+        "the store does not answer: events that are published twice are delivered twice";
+    const ENDS: &str = "the store answers again: duplicates are recognized";
+
+    fn outage(&self) -> &Outage {
+        &self.outage
+    }
+
+    async fn probe(&self) -> Result<(), Error> {
+        self.store.can_claim().await
     }
 }
 
@@ -351,7 +339,7 @@ async fn answer<T: About>(state: Arc<State>, mut questions: mpsc::Receiver<Quest
 /// Asks about each id once, whatever was asked about it how often.
 async fn ask_once<T: About>(state: &Arc<State>, abouts: Vec<T>) -> Answer {
     // It may have gone away while these were waiting.
-    if state.off.load(Ordering::Relaxed) {
+    if state.outage.is_on() {
         return None;
     }
     let mut firsts: HashMap<Key, usize> = HashMap::with_capacity(abouts.len());
@@ -373,7 +361,7 @@ async fn ask_once<T: About>(state: &Arc<State>, abouts: Vec<T>) -> Answer {
         match asked.unwrap_or_else(|_| Err(too_late(T::PATIENCE))) {
             Ok(part) => found.extend(part),
             Err(error) => {
-                state.go_off(&error);
+                outage::begin(state, &error);
                 return None;
             }
         }

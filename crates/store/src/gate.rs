@@ -4,30 +4,22 @@
 //! a bound, and while the store does not answer nothing is asked of it: whoever wants through then
 //! is told that nobody knows, and has to wait elsewhere.
 
-use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::{debug, info, warn};
 
 use crate::{
     Error, Store,
+    outage::{self, Outage, Patient},
     versions::{Newer, Sending},
 };
 
 /// How long the store may take; whoever asks holds a place at its endpoint.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// How often a store that did not answer is asked again.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How many deliveries one statement is about.
 const GROUP_MAX: usize = 256;
 /// How many wait for the statement under way.
@@ -54,7 +46,7 @@ pub struct Gate {
 #[derive(Debug)]
 struct State {
     store: Store,
-    off: AtomicBool,
+    outage: Outage,
 }
 
 #[derive(Debug)]
@@ -68,7 +60,7 @@ impl Gate {
     pub fn start(store: Store) -> Self {
         let state = Arc::new(State {
             store,
-            off: AtomicBool::new(false),
+            outage: Outage::default(),
         });
         let (asking, asked) = mpsc::channel(WAITING_MAX);
         tokio::spawn(answer(state.clone(), asked));
@@ -77,7 +69,7 @@ impl Gate {
 
     /// Asks to send. Whoever is told to go is remembered as let go, and begins at once.
     pub async fn pass(&self, sending: Sending) -> Pass {
-        if self.state.is_off() {
+        if self.state.outage.is_on() {
             return Pass::Unknown;
         }
         let (answer, answered) = oneshot::channel();
@@ -89,39 +81,21 @@ impl Gate {
 
     /// Whether deliveries wait just now because the store does not answer.
     pub fn is_off(&self) -> bool {
-        self.state.is_off()
+        self.state.outage.is_on()
     }
 }
 
-impl State {
-    fn is_off(&self) -> bool {
-        self.off.load(Ordering::Relaxed)
+impl Patient for State {
+    const ANSWER_MAX: Duration = ANSWER_MAX;
+    const BEGINS: &str = "the store does not answer: what is ordered by `latest` waits for it";
+    const ENDS: &str = "the store answers again: what is ordered by `latest` is sent";
+
+    fn outage(&self) -> &Outage {
+        &self.outage
     }
 
-    /// Says once that the store does not answer, and asks it again until it does.
-    fn go_off(self: &Arc<Self>, error: &Error) {
-        if !self.off.swap(true, Ordering::Relaxed) {
-            warn!(%error, "the store does not answer: what is ordered by `latest` waits for it");
-            tokio::spawn(until_back(Arc::downgrade(self)));
-        }
-    }
-}
-
-async fn until_back(state: Weak<State>) {
-    loop {
-        tokio::time::sleep(TRY_AGAIN).await;
-        let Some(state) = state.upgrade() else {
-            return;
-        };
-        match timeout(ANSWER_MAX, state.store.can_let_go()).await {
-            Ok(Ok(())) => {
-                state.off.store(false, Ordering::Relaxed);
-                info!("the store answers again: what is ordered by `latest` is sent");
-                return;
-            }
-            Ok(Err(error)) => debug!(%error, "the store does not answer yet"),
-            Err(_) => debug!("the store does not answer yet"),
-        }
+    async fn probe(&self) -> Result<(), Error> {
+        self.store.can_let_go().await
     }
 }
 
@@ -146,7 +120,7 @@ async fn answer(state: Arc<State>, mut questions: mpsc::Receiver<Question>) {
 
 async fn ask(state: &Arc<State>, sendings: &[Sending]) -> Option<Vec<Pass>> {
     // It may have gone away while these were waiting.
-    if sendings.is_empty() || state.is_off() {
+    if sendings.is_empty() || state.outage.is_on() {
         return None;
     }
     let asked = timeout(ANSWER_MAX, state.store.let_go(sendings, Timestamp::now())).await;
@@ -160,7 +134,7 @@ async fn ask(state: &Arc<State>, sendings: &[Sending]) -> Option<Vec<Pass>> {
             Some(found.into_iter().map(pass).collect())
         }
         Err(error) => {
-            state.go_off(&error);
+            outage::begin(state, &error);
             None
         }
     }

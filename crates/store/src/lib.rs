@@ -27,6 +27,7 @@ mod listeners;
 mod location;
 pub mod log;
 mod notices;
+mod outage;
 mod quarantine;
 mod retention;
 mod rows;
