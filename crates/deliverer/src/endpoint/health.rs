@@ -154,28 +154,22 @@ impl Health {
 
     /// Whether an attempt may be made at `now`, or why not and for how long at least.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<(), (Cause, Duration)> {
-        let usual = self.usual.per_second();
         #[cfg(feature = "sim")]
         if self.breaker == Breaker::Open && broker::sim::planted("breaker never closes") {
             return Err((Cause::Breaker, PAUSE_FIRST));
         }
         if self.breaker == Breaker::Open {
             match self.open_until.filter(|until| now < *until) {
-                Some(until) => {
-                    let wait = self.bookings.look_again(now, until, usual);
-                    return Err((Cause::Breaker, wait));
-                }
+                Some(until) => return Err((Cause::Breaker, self.look_again(now, until))),
                 None => self.breaker = Breaker::HalfOpen,
             }
         }
-        match self.quiet_until {
-            Some(until) if now < until => {
-                let wait = self.bookings.look_again(now, until, usual);
-                return Err((Cause::Throttled, wait));
-            }
-            _ => {}
+        if let Some(until) = self.quiet_until
+            && now < until
+        {
+            return Err((Cause::Throttled, self.look_again(now, until)));
         }
-        self.recovery = self.recovery.take().filter(|known| !known.is_over(now));
+        self.recovery.take_if(|known| known.is_over(now));
         match &mut self.recovery {
             Some(recovery) => recovery
                 .admit(now, &mut self.bookings)
@@ -193,6 +187,12 @@ impl Health {
                 .map_err(|wait| (Cause::Recovering, wait)),
             None => Ok(()),
         }
+    }
+
+    /// When a delivery may come back for a look, where none may go before `earliest`.
+    fn look_again(&mut self, now: Instant, earliest: Instant) -> Duration {
+        let usual = self.usual.per_second();
+        self.bookings.look_again(now, earliest, usual)
     }
 
     /// How long a delivery behind `ahead` others will probably wait for a slot.

@@ -42,14 +42,10 @@ pub(super) struct Usual {
 
 impl Usual {
     pub(super) fn count(&mut self, now: Instant) {
-        let first = *self.first.get_or_insert(now);
-        let since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
-        let faded = self
-            .last
-            .map_or(0.0, |last| (-since(last) / USUAL_SECONDS).exp());
-        self.weight = self.weight * faded + 1.0;
-        self.first = Some(first);
-        self.last = Some(now);
+        self.first.get_or_insert(now);
+        let last = self.last.replace(now).unwrap_or(now);
+        let since = now.saturating_duration_since(last).as_secs_f64();
+        self.weight = self.weight * (-since / USUAL_SECONDS).exp() + 1.0;
     }
 
     /// As of the last success: what an outage kept away does not count.
