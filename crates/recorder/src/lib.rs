@@ -60,21 +60,24 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     }
     let listeners = Listeners::new(parts.feed.clone());
     let recording = Recording::from(&parts);
-    let drain = |queue| Drain {
-        queue,
-        parts: &recording,
-        listeners: &listeners,
-        stop: &stop,
-    };
-    let (dead, quarantine) = (drain(Queue::Dead), drain(Queue::Quarantine));
     tokio::join!(
-        dead.run(),
-        quarantine.run(),
-        log::run(&recording, &stop),
+        record(&recording, &listeners, &stop),
         notices::run(&parts, &listeners, &stop),
         upkeep::run(&parts, &stop),
         left_behind::run(&parts, &stop),
     );
+}
+
+/// Takes what is to be remembered from its queues until `stop`.
+async fn record(recording: &Recording<'_>, listeners: &Listeners, stop: &CancellationToken) {
+    let drain = |queue| Drain {
+        queue,
+        parts: recording,
+        listeners,
+        stop,
+    };
+    let (dead, quarantine) = (drain(Queue::Dead), drain(Queue::Quarantine));
+    tokio::join!(dead.run(), quarantine.run(), log::run(recording, stop));
 }
 
 /// Stops a consumer. What it still holds was handed out to nobody; the broker gives it to the next

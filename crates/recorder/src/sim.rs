@@ -3,7 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
-use broker::{Broker, Queue};
+use broker::Broker;
 use event::{
     delivery::DeadLetter,
     log::{Archived, HeldDelivery, LogEntry},
@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use store::{Error, Quarantined, Recorded, feed::Feed};
 use tokio_util::sync::CancellationToken;
 
-use crate::{drain::Drain, log, memory, metrics::Metrics, notices::Listeners};
+use crate::{memory, metrics::Metrics, notices::Listeners};
 
 /// A store, as far as recording is concerned; each call is one transaction.
 pub trait Memory: Send + Sync + fmt::Debug {
@@ -52,12 +52,5 @@ pub async fn run(
         metrics: &metrics,
     };
     let listeners = Listeners::new(feed.clone());
-    let drain = |queue| Drain {
-        queue,
-        parts: &recording,
-        listeners: &listeners,
-        stop: &stop,
-    };
-    let (dead, quarantine) = (drain(Queue::Dead), drain(Queue::Quarantine));
-    tokio::join!(dead.run(), quarantine.run(), log::run(&recording, &stop));
+    crate::record(&recording, &listeners, &stop).await;
 }
