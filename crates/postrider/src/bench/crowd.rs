@@ -9,13 +9,12 @@ use std::{
 };
 
 use axum::body::Body;
-use http::{Method, Request, Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use serde_json::json;
 use tokio::{net::TcpListener, task::AbortHandle};
 
-use super::sink::Tally;
+use super::sink::{self, Tally};
 use crate::{commands::Failure, output::say};
 
 /// So many hang until the deliverer gives up, and as many after them answer late.
@@ -37,17 +36,15 @@ struct Crowd {
     good: RefCell<Tally>,
     /// What endpoint 0 took, by the second.
     first: RefCell<Vec<(Instant, u64)>>,
-    /// Endpoint 0: away while there is none.
+    /// Endpoint 0, with its connections: away while there is none.
     door: RefCell<Option<AbortHandle>>,
-    connections: RefCell<Vec<AbortHandle>>,
 }
 
 /// Serves `endpoints` endpoints and a control until it is killed; prints `CONTROL PORT` first.
 pub(super) async fn serve(endpoints: usize) -> Result<(), Failure> {
     let control = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let at = control.local_addr().map_err(failed)?;
-    let local = tokio::task::LocalSet::new();
-    local
+    tokio::task::LocalSet::new()
         .run_until(async move {
             let crowd = Rc::new(Crowd::default());
             let first = TcpListener::bind(address(0, 0)).await.map_err(failed)?;
@@ -58,43 +55,16 @@ pub(super) async fn serve(endpoints: usize) -> Result<(), Failure> {
                 open(&crowd, n, listener);
             }
             say!("{at} {port}");
-            loop {
-                let (stream, _) = control.accept().await.map_err(failed)?;
-                let crowd = crowd.clone();
-                tokio::task::spawn_local(async move {
-                    let service = service_fn(move |request| obey(request, crowd.clone(), port));
-                    let connection = http1::Builder::new();
-                    connection
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
+            let obeying = move |request| obey(request, crowd.clone(), port);
+            sink::accept(control, obeying).await.map_err(failed)
         })
         .await
 }
 
 fn open(crowd: &Rc<Crowd>, n: usize, listener: TcpListener) {
     let at_work = crowd.clone();
-    let door = tokio::task::spawn_local(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            stream.set_nodelay(true).ok();
-            let crowd = at_work.clone();
-            let connection = tokio::task::spawn_local(async move {
-                let service = service_fn(move |request| answer(request, crowd.clone(), n));
-                // A client that goes away is no concern of an endpoint's.
-                http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await
-                    .ok();
-            });
-            if n == 0 {
-                let mut connections = at_work.connections.borrow_mut();
-                connections.retain(|known| !known.is_finished());
-                connections.push(connection.abort_handle());
-            }
-        }
-    });
+    let answering = move |request| answer(request, at_work.clone(), n);
+    let door = tokio::task::spawn_local(sink::accept(listener, answering));
     if n == 0 {
         *crowd.door.borrow_mut() = Some(door.abort_handle());
     }
@@ -130,7 +100,6 @@ async fn obey(
     crowd: Rc<Crowd>,
     port: u16,
 ) -> Result<Response<Body>, std::io::Error> {
-    debug_assert_eq!(request.method(), Method::GET);
     match request.uri().path() {
         "/reset" => {
             *crowd.good.borrow_mut() = Tally::default();
@@ -145,11 +114,6 @@ async fn obey(
                 .take()
                 .iter()
                 .for_each(AbortHandle::abort);
-            crowd
-                .connections
-                .borrow_mut()
-                .drain(..)
-                .for_each(|one| one.abort());
         }
         "/back" => open(&crowd, 0, TcpListener::bind(address(0, port)).await?),
         _ => {}

@@ -12,7 +12,7 @@ use http::{Method, Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{commands::Failure, output::say};
 
@@ -84,25 +84,36 @@ pub(super) async fn serve() -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     say!("{}", listener.local_addr().map_err(failed)?);
     let tally = Rc::new(RefCell::new(Tally::default()));
-    let local = tokio::task::LocalSet::new();
-    local
-        .run_until(async move {
-            loop {
-                let (stream, _) = listener.accept().await.map_err(failed)?;
-                stream.set_nodelay(true).map_err(failed)?;
-                let tally = tally.clone();
-                tokio::task::spawn_local(async move {
-                    let service = service_fn(move |request| answer(request, tally.clone()));
-                    let connection = http1::Builder::new();
-                    // A client that goes away is no concern of the sink's.
-                    connection
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        })
+    tokio::task::LocalSet::new()
+        .run_until(accept(listener, move |request| {
+            answer(request, tally.clone())
+        }))
         .await
+        .map_err(failed)
+}
+
+/// Accepts connections and answers on them, all on this thread. Dropped, it ends them.
+pub(super) async fn accept<A, F, E>(listener: TcpListener, answer: A) -> std::io::Result<()>
+where
+    A: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Result<Response<Body>, E>> + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        // Who has gone again by now is no concern of an endpoint's.
+        stream.set_nodelay(true).ok();
+        while connections.try_join_next().is_some() {}
+        let service = service_fn(answer.clone());
+        connections.spawn_local(async move {
+            // Nor is who goes later.
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .ok();
+        });
+    }
 }
 
 async fn answer(
