@@ -304,9 +304,9 @@ async fn u38_u47_plain_http_and_our_own_places_are_no_targets() {
     world.subscribe("/mine", &["*"], json!({})).await;
 }
 
-/// Addresses that a URL of the corpus names, so that a connection would be heard.
+/// Addresses that a URL of the corpus names, so that a connection would be heard. The last two are
+/// there in every network.
 const INSIDE: [&str; 34] = [
-    "127.0.0.1",
     "169.254.169.254",
     "10.0.0.1",
     "172.16.0.1",
@@ -320,7 +320,6 @@ const INSIDE: [&str; 34] = [
     "198.51.100.1",
     "203.0.113.1",
     "240.0.0.1",
-    "::1",
     "64:ff9b::7f00:1",
     "64:ff9b::a9fe:a9fe",
     "64:ff9b::808:808",
@@ -340,44 +339,13 @@ const INSIDE: [&str; 34] = [
     "2606:2800:220:1::1",
     "::127.0.0.1",
     "172.30.0.1",
+    "127.0.0.1",
+    "::1",
 ];
 /// Ports that the corpus names, or that a URL without one means.
 const PORTS: [u16; 8] = [80, 443, 8443, 22, 25, 5432, 6379, 15672];
 const NET: Net<'_> = Net {
-    addresses: &[
-        "169.254.169.254",
-        "10.0.0.1",
-        "172.16.0.1",
-        "172.31.255.254",
-        "192.168.1.1",
-        "100.64.0.1",
-        "198.18.0.1",
-        "192.0.0.8",
-        "192.88.99.1",
-        "192.0.2.1",
-        "198.51.100.1",
-        "203.0.113.1",
-        "240.0.0.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a9fe:a9fe",
-        "64:ff9b::808:808",
-        "64:ff9b:1::a9fe:a9fe",
-        "2002:7f00:1::",
-        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-        "fec0::1",
-        "fc00::1",
-        "fd00:ec2::254",
-        "100::1",
-        "5f00::1",
-        "2001:db8::1",
-        "3fff::1",
-        "::ffff:0:7f00:1",
-        "::5efe:7f00:1",
-        "93.184.216.34",
-        "2606:2800:220:1::1",
-        "::127.0.0.1",
-        "172.30.0.1",
-    ],
+    addresses: INSIDE.split_at(INSIDE.len() - 2).0,
     hosts: "",
     resolver: "nameserver 127.0.0.1\noptions timeout:1 attempts:1",
     environment: &[],
